@@ -1,0 +1,192 @@
+"""The catalog: what exists, in which version, in what state. A version counts from the moment a row here names it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from archive.catalog_commits import CatalogCommits, finite
+from archive.catalog_engine import open_database, prepare, reading, upsert, writing
+from archive.catalog_queries import parts, select_one, unprotected
+from archive.catalog_schema import (
+    CertificateRow,
+    EncodingCommit,
+    EncodingRow,
+    ModelRow,
+    Outcome,
+    QuarantineRow,
+    RunRow,
+    SeriesRow,
+    SourceRow,
+    VersionRow,
+    VolumeCommit,
+    now,
+)
+from archive.catalog_tables import (
+    SCHEMA,
+    certificates,
+    encodings,
+    meta,
+    models,
+    quarantine,
+    runs,
+    series_table,
+    sightings,
+    sources,
+    tables,
+    versions,
+)
+from archive.errors import MismatchError
+from archive.owner import Owner
+
+__all__ = [
+    "Catalog",
+    "CertificateRow",
+    "EncodingCommit",
+    "EncodingRow",
+    "ModelRow",
+    "Outcome",
+    "QuarantineRow",
+    "RunRow",
+    "SeriesRow",
+    "SourceRow",
+    "VersionRow",
+    "VolumeCommit",
+]
+
+
+class Catalog(CatalogCommits):
+    """A database of versions and states; every method is one transaction, and every write may be repeated."""
+
+    def __init__(self, url: str) -> None:
+        """Open, and make the tables in an empty database. Raises ConfigError NETWORK_FS; StoreError SCHEMA, DAMAGED."""
+        self.engine = open_database(url)
+        prepare(self.engine, tables, meta, SCHEMA)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+    def bind_key(self, fingerprint: str) -> None:
+        """Hold the catalog to one pseudonym key, the first it meets. Raises MismatchError WRONG_KEY."""
+        query = select(meta.c.value).where(meta.c.key == "key_fingerprint")
+        with reading(self.engine) as connection:
+            found = connection.execute(query).scalar_one_or_none()
+        if found is None:
+            with writing(self.engine) as connection:
+                found = connection.execute(query).scalar_one_or_none()
+                if found is None:
+                    connection.execute(insert(meta).values(key="key_fingerprint", value=fingerprint))
+                    found = fingerprint
+        if found != fingerprint:
+            raise MismatchError("WRONG_KEY")
+
+    # -- sources, runs, quarantine
+
+    def register_source(self, alias: str, kind: str) -> None:
+        """Enter a source, or its kind anew."""
+        row = {"alias": alias, "kind": kind, "registered_at": now()}
+        with writing(self.engine) as connection:
+            connection.execute(upsert(self.engine, sources, [row], keep=("registered_at",)))
+
+    def start_run(self, verb: str) -> str:
+        """Enter a run and return its id, which sorts by time: 20261122T130000-ab12cd."""
+        me = Owner.me()
+        run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        row = {"run": run, "verb": verb, "started_at": now(), "ended_at": None, "state": "running"}
+        with writing(self.engine) as connection:
+            connection.execute(insert(runs).values(**row, host=me.host, pid=os.getpid(), counts={}))
+        return run
+
+    def end_run(self, run: str, state: str, counts: Mapping[str, Any] | None = None) -> None:
+        """Close a run with its counts."""
+        with writing(self.engine) as connection:
+            changes = {"ended_at": now(), "state": state, "counts": finite(counts or {})}
+            connection.execute(update(runs).where(runs.c.run == run).values(**changes))
+
+    def set_quarantine(self, source: str, rows: Iterable[QuarantineRow], run: str) -> None:
+        """Make these the refused items of a source: first_seen of known ones stays, those gone are dropped."""
+        when = now()
+        fresh = {row.key: asdict(replace(row, source=source, run=run, first_seen=when, last_seen=when)) for row in rows}
+        with writing(self.engine) as connection:
+            gone = delete(quarantine).where(quarantine.c.source == source)
+            known = connection.execute(select(quarantine.c.key).where(quarantine.c.source == source)).scalars()
+            for part in parts(key for key in known if key not in fresh):
+                connection.execute(gone.where(quarantine.c.key.in_(part)))
+            for row in fresh.values():
+                row["numbers"] = finite(row["numbers"])
+                connection.execute(upsert(self.engine, quarantine, [row], keep=("first_seen",)))
+
+    # -- series and models
+
+    def seen(self, names: Iterable[str]) -> None:
+        """Note that these series are still there."""
+        self._set_series(names, last_seen=now())
+
+    def set_reason(self, names: Iterable[str], reason: str) -> None:
+        """Put a reason code, or an empty string, on series."""
+        self._set_series(names, reason=reason)
+
+    def _set_series(self, names: Iterable[str], **values: Any) -> None:
+        with writing(self.engine) as connection:
+            for part in parts(names):
+                connection.execute(update(series_table).where(series_table.c.series.in_(part)).values(**values))
+
+    def add_model(self, model: ModelRow) -> ModelRow:
+        """Enter a model and return it as it stands; the first one of a group becomes current."""
+        with writing(self.engine) as connection:
+            known = select_one(connection, ModelRow, models, models.c.model == model.model)
+            if known is not None:
+                return known
+            first = select_one(connection, ModelRow, models, models.c.group == model.group) is None
+            fresh = replace(model, current=first, created_at=model.created_at or now(), summary=finite(model.summary))
+            connection.execute(insert(models).values(**asdict(fresh)))
+            return fresh
+
+    # -- checking and removing
+
+    def mark_checked(self, found: Mapping[str, str]) -> None:
+        """Note what `verify` found per version of either tier: an empty string, DAMAGED or MISSING.
+
+        Damaged volumes are ingested anew although their source is unchanged, damaged codes are made again by
+        `encode`; both stay current until then.
+        """
+        when = now()
+        with writing(self.engine) as connection:
+            for version, damage in found.items():
+                for table in (versions, encodings):
+                    marked = update(table).where(table.c.version == version)
+                    connection.execute(marked.values(checked_at=when, damage=damage))
+
+    def remove_series(self, name: str) -> None:
+        """Forget a series: every row of it; its folders become orphans."""
+        with writing(self.engine) as connection:
+            for table in (series_table, versions, sightings, encodings, certificates):
+                connection.execute(delete(table).where(table.c.series == name))
+            connection.execute(delete(quarantine).where(quarantine.c.key == name))
+
+    def drop_superseded(self, keep: Iterable[str] = ()) -> int:
+        """Drop the rows of versions that no series points at, but of the series in `keep`; returns how many.
+
+        Their certificates go with them, and their folders become orphans.
+        """
+        keep = list(keep)
+        dropped = 0
+        with writing(self.engine) as connection:
+            for table, pointer in (
+                (versions, series_table.c.volume_version),
+                (encodings, series_table.c.codes_version),
+            ):
+                pointed = select(pointer).where(pointer.is_not(None))
+                old = delete(table).where(table.c.version.not_in(pointed), unprotected(table.c.series, keep))
+                dropped += connection.execute(old).rowcount
+            orphaned = certificates.c.version.not_in(select(encodings.c.version))
+            connection.execute(delete(certificates).where(orphaned))
+            connection.execute(delete(sightings).where(sightings.c.version.not_in(select(versions.c.version))))
+        return dropped

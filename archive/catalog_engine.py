@@ -1,0 +1,175 @@
+"""Open a database so that what it acknowledges survives: SQLite with WAL and full syncs, or any PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import Connection, Engine, MetaData, Table, create_engine, event, inspect, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
+
+from archive.errors import ConfigError, StoreError, TransientError
+
+BUSY_SECONDS = 30
+_NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs"}
+_NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
+_LOCK = 0x766F78626F6F6B  # "voxbook"
+
+
+def open_database(url: str) -> Engine:
+    """An engine whose writing transactions follow one another, in this process and in all others.
+
+    SQLite: file made 0600, WAL, synchronous=FULL, foreign keys, BEGIN IMMEDIATE for writes, 30 s of patience.
+    PostgreSQL: an advisory lock for writes. Raises ConfigError NETWORK_FS, BAD_VALUE; StoreError NOT_WRITABLE.
+    """
+    try:
+        parsed = make_url(url)
+        dialect = parsed.get_backend_name()
+    except ArgumentError:
+        raise ConfigError("BAD_VALUE", "database is not an SQLAlchemy URL") from None
+    if dialect == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise ConfigError("BAD_VALUE", "an SQLite database must be a file: sqlite:////path/catalog.sqlite")
+        _make_file(Path(parsed.database))
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
+        event.listen(engine, "connect", _set_up_sqlite)
+    elif dialect == "postgresql":
+        try:
+            engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+        except (ImportError, NoSuchModuleError):
+            raise ConfigError(
+                "BAD_VALUE", "no driver for this database", hint="pip install voxbook[postgres]"
+            ) from None
+    else:
+        raise ConfigError("BAD_VALUE", f"database may be sqlite or postgresql, not {dialect}")
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that sees one state of the database throughout."""
+    with _classified(), engine.connect() as connection:
+        isolation = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+        with connection.execution_options(**isolation).begin():
+            yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """The only writing transaction of all processes; rolled back on any exception.
+
+    Raises TransientError NOT_WRITABLE when the lock is not had in time; StoreError NOT_WRITABLE, DAMAGED.
+    """
+    with _classified(), engine.connect() as connection, connection.execution_options(voxbook_write=True).begin():
+        yield connection
+
+
+def prepare(engine: Engine, tables: MetaData, meta: Table, schema: str) -> None:
+    """Make the tables in an empty database, or check who made them. Raises StoreError SCHEMA."""
+    with reading(engine) as connection:
+        found = _schema(connection, meta)
+    if found is None:
+        with writing(engine) as connection:
+            found = _schema(connection, meta)  # another process may have been first
+            if found is None:
+                tables.create_all(connection)
+                connection.execute(meta.insert().values(key="schema", value=schema))
+                found = schema
+    if found != schema:
+        raise StoreError("SCHEMA", f"schema {found} found, {schema} wanted")
+
+
+def upsert(engine: Engine, table: Table, rows: list[dict[str, Any]], *, keep: tuple[str, ...] = ()) -> Any:
+    """INSERT … ON CONFLICT on the primary key: update every other column but those to keep."""
+    if engine.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+
+        statement: Any = insert_postgresql(table).values(rows)
+    else:
+        from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+
+        statement = insert_sqlite(table).values(rows)
+    primary = [column.key for column in table.primary_key]
+    changed = {
+        column: statement.excluded[column.key]
+        for column in table.columns
+        if column.key not in primary and column.key not in keep and column.key in rows[0]
+    }
+    if not changed:
+        return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
+
+
+def on_network(path: Path, mounts: list[tuple[str, str]] | None = None) -> bool:
+    """Whether a path lies on a file system over the network; mounts: (mount point, type), asked of the system."""
+    if mounts is None:
+        mounts = [(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
+    real = path.resolve()
+    best, kind = -1, ""
+    for point, fstype in mounts:
+        if real.is_relative_to(point) and len(point) > best:
+            best, kind = len(point), fstype
+    return kind.lower() in _NETWORK
+
+
+def _make_file(path: Path) -> None:
+    if on_network(path.parent):
+        raise ConfigError("NETWORK_FS")
+    try:
+        # SQLite gives its -wal and -shm files the mode of the database.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise StoreError("NOT_WRITABLE", "the database file cannot be opened", errno=error.errno) from error
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # pysqlite must not begin transactions of its own; `_begin` does
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:  # switching to WAL does not wait for other connections by itself
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get("voxbook_write", False)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    elif write:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+
+
+def _schema(connection: Connection, meta: Table) -> str | None:
+    if not inspect(connection).has_table(meta.name):
+        return None
+    return connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one_or_none() or "none"
+
+
+@contextmanager
+def _classified() -> Iterator[None]:
+    """Database errors as ours; SQL text and parameters stay out of the message."""
+    try:
+        yield
+    except (IntegrityError, ProgrammingError):  # defects of ours, not states of the database
+        raise
+    except DBAPIError as error:
+        text = str(error.orig).lower()
+        if "locked" in text or "busy" in text or "could not connect" in text or "connection" in text:
+            raise TransientError("NOT_WRITABLE", "the database is busy or not reachable") from error
+        if "malformed" in text or "not a database" in text:
+            raise StoreError("DAMAGED", "the database is damaged", hint="restore it from a backup") from error
+        raise StoreError("NOT_WRITABLE", f"the database refused ({type(error.orig).__name__})") from error

@@ -1,0 +1,237 @@
+"""What the catalog answers; every method reads one state of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, Table, and_, or_, select
+
+from archive.catalog_engine import reading
+from archive.catalog_schema import (
+    CertificateRow,
+    EncodingRow,
+    ModelRow,
+    QuarantineRow,
+    Row,
+    RunRow,
+    SeriesRow,
+    SourceRow,
+    VersionRow,
+    row_of,
+)
+from archive.catalog_tables import (
+    certificates,
+    encodings,
+    models,
+    quarantine,
+    runs,
+    series_table,
+    sightings,
+    sources,
+    versions,
+)
+from archive.errors import StoreError
+
+PART = 500  # values of one IN (...); SQLite and drivers have limits
+
+
+class CatalogQueries:
+    """The reading half of `archive.catalog.Catalog`."""
+
+    engine: Engine
+
+    def sources(self) -> list[SourceRow]:
+        """Registered sources by alias."""
+        return self._rows(SourceRow, select(sources).order_by(sources.c.alias))
+
+    def series(
+        self, ids: Iterable[str] = (), *, group: str | None = None, states: Iterable[str] | None = None
+    ) -> list[SeriesRow]:
+        """Series in order of arrival, all or those that meet every filter.
+
+        `ids` may be unique beginnings of pseudonyms; StoreError NOT_FOUND for one that is not.
+        """
+        query = select(series_table).order_by(series_table.c.first_seen, series_table.c.series)
+        if group is not None:
+            query = query.where(series_table.c.group == group)
+        if states is not None:
+            query = query.where(series_table.c.state.in_(list(states)))
+        wanted = {self.one(name).series for name in ids}
+        return [row for row in self._rows(SeriesRow, query) if not wanted or row.series in wanted]
+
+    def one(self, name: str) -> SeriesRow:
+        """The series of that pseudonym or unique beginning. Raises StoreError NOT_FOUND."""
+        query = select(series_table).where(series_table.c.series.startswith(name, autoescape=True)).limit(2)
+        found = self._rows(SeriesRow, query) if name else []
+        if len(found) == 1 or (found and found[0].series == name):
+            return found[0]
+        if found:
+            raise StoreError("NOT_FOUND", "several series begin like that", hint="give more of the pseudonym")
+        raise StoreError("NOT_FOUND", "no series begins like that")
+
+    def version(self, version: str) -> VersionRow:
+        """One version of a volume. Raises StoreError NOT_FOUND."""
+        return self._single(VersionRow, select(versions).where(versions.c.version == version))
+
+    def volumes_stored(self) -> list[VersionRow]:
+        """The current version of every series, damaged ones too, the longest unchecked first."""
+        query = select(versions).join(series_table, series_table.c.volume_version == versions.c.version)
+        return self._rows(VersionRow, query.order_by(*_unchecked(versions)))
+
+    def codes_stored(self) -> list[EncodingRow]:
+        """The current codes of every series that has some, damaged ones too, the longest unchecked first."""
+        query = select(encodings).join(series_table, series_table.c.codes_version == encodings.c.version)
+        return self._rows(EncodingRow, query.order_by(*_unchecked(encodings)))
+
+    def encoding(self, version: str) -> EncodingRow:
+        """One version of codes. Raises StoreError NOT_FOUND."""
+        return self._single(EncodingRow, select(encodings).where(encodings.c.version == version))
+
+    def encodings(self, series_id: str | None = None, *, current_only: bool = False) -> list[EncodingRow]:
+        """Versions of codes, of one series or of all, damaged ones too, oldest first."""
+        query = select(encodings).order_by(encodings.c.created_at, encodings.c.version)
+        if current_only:
+            query = query.join(series_table, series_table.c.codes_version == encodings.c.version)
+        if series_id is not None:
+            query = query.where(encodings.c.series == series_id)
+        return self._rows(EncodingRow, query)
+
+    def to_encode(self, group: str, model: str, settings_digest: str) -> list[SeriesRow]:
+        """Series of a group whose current volume has no undamaged codes by this model and these settings."""
+        done = done_by(model, settings_digest).exists()
+        query = select(series_table).where(series_table.c.group == group, ~done)
+        return self._rows(SeriesRow, query.order_by(series_table.c.first_seen, series_table.c.series))
+
+    def certificates(self, *, current_only: bool = True) -> list[CertificateRow]:
+        """Certificates, expired ones too; current_only: of the codes that series point to."""
+        query = select(certificates).order_by(certificates.c.series, certificates.c.created_at)
+        if current_only:
+            query = query.join(series_table, series_table.c.codes_version == certificates.c.version)
+        return self._rows(CertificateRow, query)
+
+    def models(self, group: str | None = None) -> list[ModelRow]:
+        """Models, oldest first."""
+        query = select(models).order_by(models.c.created_at, models.c.model)
+        return self._rows(ModelRow, query if group is None else query.where(models.c.group == group))
+
+    def model(self, name: str) -> ModelRow:
+        """The model of that id or unique beginning. Raises StoreError NOT_FOUND."""
+        query = select(models).where(models.c.model.startswith(name, autoescape=True)).limit(2)
+        found = self._rows(ModelRow, query) if name else []
+        if len(found) != 1:
+            raise StoreError("NOT_FOUND", f"{'several models begin' if found else 'no model begins'} like that")
+        return found[0]
+
+    def current_model(self, group: str) -> ModelRow | None:
+        """The model that `encode` uses for a group; None where none is trained."""
+        found = self._rows(ModelRow, select(models).where(models.c.group == group, models.c.current.is_(True)))
+        return found[0] if found else None
+
+    def quarantine(self, source: str | None = None) -> list[QuarantineRow]:
+        """What is refused, of one source or of all."""
+        query = select(quarantine).order_by(quarantine.c.source, quarantine.c.code, quarantine.c.key)
+        return self._rows(QuarantineRow, query if source is None else query.where(quarantine.c.source == source))
+
+    def runs(self) -> list[RunRow]:
+        """Every run, oldest first."""
+        return self._rows(RunRow, select(runs).order_by(runs.c.started_at, runs.c.run))
+
+    def known_fingerprints(self, source: str) -> dict[str, str]:
+        """Per series the fingerprint that this source's files had when they gave the current, undamaged version."""
+        query = (
+            select(sightings.c.series, sightings.c.fingerprint)
+            .join(
+                series_table,
+                and_(series_table.c.series == sightings.c.series, series_table.c.volume_version == sightings.c.version),
+            )
+            .join(versions, versions.c.version == sightings.c.version)
+            .where(sightings.c.source == source, versions.c.damage == "")
+        )
+        with reading(self.engine) as connection:
+            return {row.series: row.fingerprint for row in connection.execute(query)}
+
+    def known_digests(self, names: Iterable[str] | None = None) -> dict[str, str]:
+        """Per series the content digest of its current, undamaged version: equal content need not be written again."""
+        query = (
+            select(series_table.c.series, versions.c.content_digest)
+            .join(versions, versions.c.version == series_table.c.volume_version)
+            .where(versions.c.damage == "")
+        )
+        with reading(self.engine) as connection:
+            found = {row.series: row.content_digest for row in connection.execute(query)}
+        return found if names is None else {name: found[name] for name in names if name in found}
+
+    def referenced(self, tier: str) -> set[tuple[str, str]]:
+        """(series, version) of every version of a tier, "volume" or "codes", that has a row."""
+        return {(series, version) for found, series, version in self.referenced_versions() if found == tier}
+
+    def referenced_versions(self) -> set[tuple[str, str, str]]:
+        """(tier, series, version) of every version that has a row, of one state of the catalog."""
+        with reading(self.engine) as connection:
+            return {
+                (tier, row.series, row.version)
+                for tier, table in (("volume", versions), ("codes", encodings))
+                for row in connection.execute(select(table.c.series, table.c.version))
+            }
+
+    def current_versions(self) -> set[tuple[str, str, str]]:
+        """(tier, series, version) of what series point at."""
+        pointers = (("volume", series_table.c.volume_version), ("codes", series_table.c.codes_version))
+        with reading(self.engine) as connection:
+            return {
+                (tier, row[0], row[1])
+                for tier, pointer in pointers
+                for row in connection.execute(select(series_table.c.series, pointer).where(pointer.is_not(None)))
+            }
+
+    def _rows(self, kind: type[Row], query: Select[Any]) -> list[Row]:
+        with reading(self.engine) as connection:
+            return select_rows(connection, kind, query)
+
+    def _single(self, kind: type[Row], query: Select[Any]) -> Row:
+        found = self._rows(kind, query)
+        if not found:
+            raise StoreError("NOT_FOUND", "no such version")
+        return found[0]
+
+
+def done_by(model: str, settings_digest: str) -> Select[Any]:
+    """For a query over series: its undamaged codes of the current volume by this model and these settings."""
+    return (
+        select(encodings.c.version)
+        .where(
+            encodings.c.series == series_table.c.series,
+            encodings.c.source_version == series_table.c.volume_version,
+            encodings.c.model == model,
+            encodings.c.settings_digest == settings_digest,
+            encodings.c.damage == "",
+        )
+        .correlate(series_table)
+    )
+
+
+def select_rows(connection: Connection, kind: type[Row], query: Select[Any]) -> list[Row]:
+    """The result of a query over one table as dataclasses."""
+    return [row_of(kind, found) for found in connection.execute(query).mappings()]
+
+
+def select_one(connection: Connection, kind: type[Row], table: Table, where: Any) -> Row | None:
+    """The one row of a table, or None."""
+    found = select_rows(connection, kind, select(table).where(where).limit(1))
+    return found[0] if found else None
+
+
+def parts(names: Iterable[str]) -> Iterable[list[str]]:
+    """Lists short enough for one IN (...)."""
+    whole = list(names)
+    return (whole[at : at + PART] for at in range(0, len(whole), PART))
+
+
+def unprotected(column: Any, names: Iterable[str]) -> Any:
+    """A condition: the column is none of the names, however many there are."""
+    return ~or_(*(column.in_(part) for part in parts(names))) if (names := list(names)) else column.is_not(None)
+
+
+def _unchecked(table: Table) -> tuple[Any, ...]:
+    return table.c.checked_at.is_not(None), table.c.checked_at, table.c.version

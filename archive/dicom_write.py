@@ -1,0 +1,349 @@
+"""A Volume as a classic single-frame DICOM series: one file per slice, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+from pydicom.valuerep import format_number_as_ds
+
+from archive.errors import ConfigError, InputError
+from archive.volume import Volume
+
+NOT_DIAGNOSTIC = "not for diagnostic use"
+IMPLEMENTATION_UID = "2.25.268410836117361914325411963206563190851"
+# What the installed packages can write; pydicom needs pyjpegls for JPEG-LS, which voxbook does not install.
+WRITABLE = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEG2000Lossless,
+)
+SOP_CLASSES = {
+    "CT": CTImageStorage,
+    "MR": MRImageStorage,
+    "PT": PositronEmissionTomographyImageStorage,
+}
+PET_UNITS = {"Bq/ml": "BQML", "SUVbw": "GML", "counts": "CNTS"}
+
+
+@dataclass(frozen=True)
+class SeriesIdentity:
+    """Who and what a written series says it is.
+
+    patient_id, patient_name: fictional, or pseudonyms. study_uid, series_uid, frame_of_reference_uid: DICOM UIDs.
+    study_date: YYYYMMDD or empty. description: SeriesDescription (0008,103E), at most 64 characters.
+    """
+
+    patient_id: str
+    patient_name: str
+    study_uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+    series_number: int = 1
+    study_date: str = ""
+    description: str = ""
+
+    @classmethod
+    def fictional(cls, patient: int, series: str, *, number: int = 1) -> SeriesIdentity:
+        """A phantom's identity: VOXBOOK^PHANTOM<patient>, with UIDs that follow from the arguments alone."""
+        who = f"phantom-{patient}"
+        return cls(
+            patient_id=f"VBPHANTOM{patient:03d}",
+            patient_name=f"VOXBOOK^PHANTOM{patient}",
+            study_uid=stable_uid("study", who),
+            series_uid=stable_uid("series", who, series),
+            frame_of_reference_uid=stable_uid("frame", who),
+            series_number=number,
+            study_date="20260101",
+            description=f"voxbook phantom {series}"[:64],
+        )
+
+    @classmethod
+    def pseudonymous(cls, patient: str, series: str, version: str) -> SeriesIdentity:
+        """The identity of a decoded series: pseudonyms only, and the same UIDs for the same version every time."""
+        return cls(
+            patient_id=patient,
+            patient_name=patient,
+            study_uid=stable_uid("study", patient, series),
+            series_uid=stable_uid("series", series, version),
+            frame_of_reference_uid=stable_uid("frame", series),
+            description=f"voxbook, {NOT_DIAGNOSTIC}",
+        )
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a written series came about; it makes the images DERIVED\\SECONDARY.
+
+    tier: "codes" (lossy, decoded by `model`) or "volume" (the stored voxels, exact).
+    model: model id, 64 hex; empty for the volume tier. ratio: lossy compression ratio to 1, where it is known.
+    """
+
+    tier: str
+    model: str = ""
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tier not in ("codes", "volume") or (self.tier == "codes") != bool(self.model):
+            raise ValueError("tier is codes with a model id, or volume without one")
+
+
+def stable_uid(*parts: str) -> str:
+    """A UUID-derived UID (2.25., PS3.5 B.2) that depends on the parts alone."""
+    digest = hashlib.sha256("\x1f".join(("voxbook", *parts)).encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+
+
+def write_series(
+    volume: Volume,
+    folder: Path,
+    identity: SeriesIdentity,
+    derived: Derivation | None = None,
+    *,
+    transfer_syntax: str = ExplicitVRLittleEndian,
+    order: list[int] | None = None,
+) -> list[Path]:
+    """Write a volume as IM00001.dcm, IM00002.dcm ... into a new folder, one file per slice (t-major, z-minor).
+
+    Slices are staged beside the folder and renamed at the end, so there is never half a series. CT, MR and PT become
+    their own Image Storage classes, everything else Secondary Capture with a geometry. `order` permutes which slice
+    gets which file name, for archives where names say nothing.
+
+    Returns the files in slice order. Raises ConfigError OCCUPIED (the folder exists), BAD_VALUE (a transfer syntax
+    that cannot be written); InputError UNSUPPORTED_PIXELS (voxels that no classic DICOM holds), NO_GEOMETRY (sheared
+    within the slice).
+    """
+    if transfer_syntax not in WRITABLE:
+        names = ", ".join(UID(uid).name for uid in WRITABLE)
+        raise ConfigError("BAD_VALUE", "this transfer syntax cannot be written", hint=f"one of: {names}")
+    if folder.exists():
+        raise ConfigError("OCCUPIED", "the target folder exists already")
+    numbers = list(range(volume.slices)) if order is None else order
+    if sorted(numbers) != list(range(volume.slices)):
+        raise ValueError("order must be a permutation of the slices")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.stage"
+    stage.mkdir(mode=0o700)
+    try:
+        names = []
+        for number, dataset in zip(numbers, slice_datasets(volume, identity, derived), strict=True):
+            _encode(dataset, UID(transfer_syntax))
+            name = f"IM{number + 1:05d}.dcm"
+            dataset.save_as(stage / name, enforce_file_format=True)
+            names.append(name)
+        stage.chmod(0o755)
+        stage.rename(folder)
+    except OSError as error:
+        if folder.exists():
+            raise ConfigError("OCCUPIED", "the target folder exists already") from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)  # gone already when the rename succeeded
+    return [folder / name for name in names]
+
+
+def slice_datasets(volume: Volume, identity: SeriesIdentity, derived: Derivation | None = None) -> Iterator[Dataset]:
+    """The series as uncompressed little-endian datasets, in slice order (t-major, z-minor)."""
+    stored, bits = _stored(volume)
+    geometry = volume.geometry
+    matrix = geometry.matrix
+    step, column, row = (matrix[:3, axis] for axis in range(3))
+    across, down = row / np.linalg.norm(row), column / np.linalg.norm(column)
+    if abs(across @ down) > 1e-4:
+        raise InputError("NO_GEOMETRY", "rows and columns are not perpendicular, which DICOM cannot say")
+    depth = geometry.shape[0]
+    offsets = np.asarray(geometry.positions_mm or np.arange(depth) * np.linalg.norm(step))
+    positions = matrix[:3, 3] + offsets[:, None] * step / np.linalg.norm(step)
+    between = abs(np.cross(across, down) @ step)
+    fill_modality = MODULES.get(volume.modality, _secondary_capture)
+    slopes, intercepts = (
+        numbers if len(numbers) > 1 else numbers * volume.slices for numbers in (volume.slope, volume.intercept)
+    )
+    for index in range(volume.slices):
+        t, z = divmod(index, depth)
+        dataset = Dataset()
+        _patient_and_study(dataset, identity)
+        dataset.SOPClassUID = SOP_CLASSES.get(volume.modality, SecondaryCaptureImageStorage)
+        dataset.SOPInstanceUID = stable_uid("instance", identity.series_uid, str(index))
+        dataset.InstanceNumber = index + 1
+        dataset.ImagePositionPatient = [_decimal(value) for value in positions[z]]
+        dataset.ImageOrientationPatient = [_decimal(value) for value in (*across, *down)]
+        dataset.PixelSpacing = [_decimal(np.linalg.norm(column)), _decimal(np.linalg.norm(row))]
+        thickness = volume.acquisition.get("slice_thickness_mm", between)
+        dataset.SliceThickness = _decimal(float(thickness))
+        if volume.modality != "CT":  # not in the CT module; readers take the positions there
+            dataset.SpacingBetweenSlices = _decimal(between)
+        dataset.SliceLocation = _decimal(float(np.cross(across, down) @ positions[z]))
+        _time(dataset, volume, t)
+        fill_modality(dataset, volume, t, z)
+        needs_rescale = volume.modality in ("CT", "PT") or (slopes[index], intercepts[index]) != (1.0, 0.0)
+        if needs_rescale:
+            dataset.RescaleIntercept, dataset.RescaleSlope = _decimal(intercepts[index]), _decimal(slopes[index])
+        if volume.modality == "CT":
+            dataset.RescaleType = "HU" if volume.units == "HU" else "US"
+        _image_type(dataset, volume, derived)
+        _pixels(dataset, stored[index], volume, bits)
+        yield dataset
+
+
+def _stored(volume: Volume) -> tuple[np.ndarray, int]:
+    """Integers [slice, y, x] or [slice, y, x, 3] of 8 or 16 bits, and how many of the bits are in use."""
+    voxels = volume.voxels
+    if "c" in volume.axes:
+        if voxels.dtype != np.uint8 or volume.channels != 3:
+            raise InputError("UNSUPPORTED_PIXELS", "only 8-bit RGB is written as DICOM", hint="decode to .nii.gz")
+        voxels = np.moveaxis(voxels, volume.axes.index("c"), -1)
+        return voxels.reshape(-1, *voxels.shape[-3:]), 8
+    voxels = voxels.reshape(-1, *voxels.shape[-2:])
+    signed = voxels.dtype.kind == "i"
+    low, high = int(voxels.min()), int(voxels.max())
+    target = np.int16 if signed else np.uint16
+    if voxels.dtype.kind == "f" or low < np.iinfo(target).min or high > np.iinfo(target).max:
+        hint = "decode to .nii.gz, which keeps them"
+        raise InputError("UNSUPPORTED_PIXELS", "classic DICOM holds integers of at most 16 bits", hint=hint)
+    if voxels.dtype.itemsize > 2:
+        voxels = voxels.astype(target)
+    # decoded voxels may leave the range that the source's bits spanned; a too small BitsStored would wrap them
+    needed = max((low if low >= 0 else -low - 1).bit_length(), high.bit_length()) + signed
+    return voxels, min(voxels.dtype.itemsize * 8, max(volume.bits_stored, needed, 1 + signed))
+
+
+def _patient_and_study(dataset: Dataset, identity: SeriesIdentity) -> None:
+    dataset.PatientName, dataset.PatientID = identity.patient_name, identity.patient_id
+    dataset.PatientBirthDate = dataset.PatientSex = ""
+    dataset.PatientIdentityRemoved = "YES"
+    dataset.DeidentificationMethod = "fictional or pseudonymous, written by voxbook"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = identity.study_uid, identity.series_uid
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = identity.frame_of_reference_uid, ""
+    dataset.StudyDate, dataset.StudyTime = identity.study_date, "120000" if identity.study_date else ""
+    dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
+    dataset.StudyID = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
+    dataset.SeriesNumber = identity.series_number
+    if identity.description:
+        dataset.SeriesDescription = identity.description
+    dataset.Manufacturer, dataset.ManufacturerModelName = "voxbook", "voxbook"
+
+
+def _time(dataset: Dataset, volume: Volume, t: int) -> None:
+    frame = volume.frames[t] if t < len(volume.frames) else {}
+    dataset.AcquisitionNumber = t + 1
+    if volume.axes.startswith("t"):
+        dataset.TemporalPositionIdentifier = t + 1
+        dataset.NumberOfTemporalPositions = volume.timepoints
+    seconds = frame.get("time_s", 0.0)
+    hours, minutes = divmod(int(seconds) // 60 + 12 * 60, 60)
+    dataset.AcquisitionDate = dataset.ContentDate = dataset.StudyDate
+    dataset.AcquisitionTime = dataset.ContentTime = f"{hours % 24:02d}{minutes:02d}{seconds % 60:09.6f}"
+    if "b_value" in frame:
+        dataset.DiffusionBValue = float(frame["b_value"])
+
+
+def _ct(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
+    dataset.Modality = "CT"
+    dataset.KVP = _decimal(float(volume.acquisition.get("kvp", 120.0))) if "kvp" in volume.acquisition else ""
+    if volume.geometry.tilt_degrees > 0.01:
+        dataset.GantryDetectorTilt = _decimal(volume.geometry.tilt_degrees)
+
+
+def _mr(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
+    dataset.Modality = "MR"
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "RM", "NONE", ""
+    dataset.MRAcquisitionType = "2D"
+    dataset.EchoTime = dataset.RepetitionTime = dataset.EchoTrainLength = ""
+
+
+def _pet(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
+    dataset.Modality = "PT"
+    dataset.Units = PET_UNITS.get(volume.units, "NONE")
+    if dataset.Units == "GML":
+        dataset.SUVType = "BW"
+    dataset.CountsSource = "EMISSION"
+    dataset.SeriesType = ["DYNAMIC" if volume.timepoints > 1 else "STATIC", "IMAGE"]
+    dataset.NumberOfSlices = volume.geometry.shape[0]
+    if volume.timepoints > 1:
+        dataset.NumberOfTimeSlices = volume.timepoints
+    dataset.ImageIndex = t * volume.geometry.shape[0] + z + 1
+    dataset.CorrectedImage, dataset.DecayCorrection, dataset.CollimatorType = "", "NONE", "NONE"
+    dataset.FrameReferenceTime = _decimal(1000 * (volume.frames[t].get("time_s", 0.0) if volume.frames else 0.0))
+    dataset.ActualFrameDuration = 60_000
+
+
+def _secondary_capture(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
+    dataset.Modality = "OT"
+    dataset.ConversionType = "WSD"
+
+
+MODULES: dict[str, Callable[[Dataset, Volume, int, int], None]] = {"CT": _ct, "MR": _mr, "PT": _pet}
+
+
+def _image_type(dataset: Dataset, volume: Volume, derived: Derivation | None) -> None:
+    third = {"CT": ["AXIAL"], "MR": ["OTHER"]}.get(volume.modality, [])
+    dataset.ImageType = (["ORIGINAL", "PRIMARY"] if derived is None else ["DERIVED", "SECONDARY"]) + third
+    if derived is None:
+        dataset.BurnedInAnnotation = "NO"
+        return
+    if derived.tier == "codes":
+        dataset.LossyImageCompression = "01"
+        dataset.LossyImageCompressionMethod = "VOXBOOK_VQVAE"  # no defined term exists; PS3.3 C.7.6.1.1.5.1
+        if derived.ratio is not None:
+            dataset.LossyImageCompressionRatio = _decimal(round(derived.ratio, 2))
+        how = f"decoded from codebook indices by voxbook, model {derived.model}"
+    else:
+        dataset.LossyImageCompression = "01" if "LOSSY_SOURCE" in volume.flags else "00"
+        how = "exact voxels from the volume store of voxbook"
+    dataset.DerivationDescription = f"{how}; {NOT_DIAGNOSTIC}"
+    dataset.ImageComments = NOT_DIAGNOSTIC
+
+
+def _pixels(dataset: Dataset, pixels: np.ndarray, volume: Volume, bits: int) -> None:
+    colour = pixels.ndim == 3
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 3 if colour else 1
+    dataset.PhotometricInterpretation = "RGB" if colour else volume.photometric
+    if colour:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = pixels.dtype.itemsize * 8
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    data = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OW" if dataset.BitsAllocated == 16 else "OB"
+
+
+def _encode(dataset: Dataset, syntax: UID) -> None:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION_UID), "VOXBOOK"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax.is_compressed and not syntax.is_deflated else syntax
+    dataset.file_meta = meta
+    if syntax.is_encapsulated:
+        dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    elif syntax == ExplicitVRBigEndian and dataset.BitsAllocated == 16:
+        dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+
+
+def _decimal(number: float) -> str:
+    """A DS value: at most 16 characters, exact for numbers that came from one."""
+    return format_number_as_ds(float(number) + 0.0)  # + 0.0 makes -0.0 a plain 0

@@ -1,0 +1,116 @@
+"""What can go wrong, grouped by what a handler does about it, and the stable reason codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One stable reason code: what was found and what the reader can do about it."""
+
+    text: str
+    hint: str
+
+
+# Append only: codes are stored in catalogs and read by programs. docs/errors.md lists them all (a test holds it so).
+REASONS: dict[str, Reason] = {
+    # -- files that cannot be read: quarantine, go on
+    "NOT_DICOM": Reason("the file is not readable as DICOM", "remove it, or check how it was exported"),
+    "UNKNOWN_FORMAT": Reason("the file is of no known kind", "exclude it with --exclude, or convert it"),
+    "TRUNCATED": Reason("fewer bytes than the header promises", "fetch the file again from its source"),
+    "DECODE_FAILED": Reason("the compressed pixels could not be decoded", "re-export uncompressed, or check the codec"),
+    "DECODE_LIMIT": Reason("decoding exceeded its memory or time limit", "raise ingest.decode_seconds or _bytes"),
+    "TOO_LARGE": Reason("the header asks for more memory than allowed", "raise ingest.max_series_bytes if it is real"),
+    "BAD_HEADER": Reason("a required attribute is missing or not a legal value", "re-export the series"),
+    "NO_PIXELS": Reason("an image object without pixel data", "fetch the file again from its source"),
+    "UNREADABLE": Reason("the file could not be opened", "check permissions and the disk"),
+    "ARCHIVE_NOT_UNPACKED": Reason("zip and tar files are not read yet", "unpack it and ingest the folder"),
+    # -- series that cannot be stacked
+    "NO_SERIES_UID": Reason("SeriesInstanceUID or SOPInstanceUID is missing", "re-export with UIDs"),
+    "UID_CONFLICT": Reason("one SOPInstanceUID, different contents", "find out which is right; both are kept out"),
+    "MISSING_SLICE": Reason("a gap of at least 1.5 times the median slice spacing", "fetch the missing slices"),
+    "IRREGULAR_SPACING": Reason("slices are not evenly spaced within 5 %", "resample outside, or leave it out"),
+    "DUPLICATE_POSITION": Reason("slice positions repeat without a time axis", "remove the duplicates"),
+    "NO_GEOMETRY": Reason("position, orientation or spacing is missing or not usable", "re-export with geometry"),
+    "NON_FINITE": Reason("slope, intercept or voxels are not finite, or the slope is zero", "re-export the series"),
+    "MULTIFRAME": Reason("multi-frame objects are not read yet", "convert to single-frame, or wait for a release"),
+    "UNSUPPORTED_MODALITY": Reason("this modality is not read yet", "it stays listed; ingest again after an update"),
+    "UNSUPPORTED_PIXELS": Reason("this pixel format is not read yet", "it stays listed; ingest again after an update"),
+    "BURNED_IN": Reason("the header says that annotation is burned into the pixels", "ingest.burned_in = 'accept'"),
+    "SECONDARY_CAPTURE": Reason("a secondary capture, likely with text", "ingest.secondary_capture = 'accept'"),
+    "WORKER_KILLED": Reason("the worker died while it had this series", "look at memory limits, then ingest again"),
+    "UNEXPECTED": Reason("an error that voxbook did not foresee", "report it with the run's id"),
+    # -- the state of the workspace
+    "NO_MODEL": Reason("no model is trained for this group", "voxbook train --group NAME"),
+    "NOT_FOUND": Reason("nothing there by that name", "voxbook inspect lists what exists"),
+    "NOTHING_FOUND": Reason("no image was found", "check the path and --exclude"),
+    "LEASED": Reason("another run works on it", "wait for it, or end it; dead runs are taken over"),
+    "DAMAGED": Reason("stored bytes differ from their manifest", "voxbook repair (codes) or ingest again (volumes)"),
+    "MISSING": Reason("stored files are gone", "voxbook repair (codes) or ingest again (volumes)"),
+    "SCHEMA": Reason("the catalog was written by another version", "use the voxbook that wrote it"),
+    "WRONG_KEY": Reason("the pseudonym key is not the one of this workspace", "set VOXBOOK_KEY to the right key"),
+    "WRONG_MODEL": Reason("the model's files do not match its id, or the codes name another one", "restore the model"),
+    "OCCUPIED": Reason("the target exists already", "choose another name, or remove it"),
+    "NOT_WRITABLE": Reason("a store could not be written", "check free space and permissions, then run it again"),
+    "NETWORK_FS": Reason("SQLite on a network file system loses data", "set database to a PostgreSQL URL"),
+    # -- quality
+    "BELOW_MIN_PSNR": Reason("PSNR is below gate.min_psnr", "train longer, more levels, or a lower gate"),
+    "BELOW_MIN_SSIM": Reason("SSIM is below gate.min_ssim", "train longer, more levels, or a lower gate"),
+    "ABOVE_MAX_ERROR": Reason("a voxel is off by more than gate.max_error", "the volume tier holds the exact voxels"),
+    "NOT_MEASURABLE": Reason("a gated figure cannot be measured on this series", "decode it from the volume tier"),
+    # -- configuration
+    "UNKNOWN_KEY": Reason("no setting has this name", "see docs/configuration.md"),
+    "BAD_VALUE": Reason("the value is not legal for this setting", "see docs/configuration.md"),
+    "BAD_USAGE": Reason("the command was given something it cannot use", "see voxbook VERB --help"),
+    "NO_WORKSPACE": Reason("there is no workspace in this folder", "voxbook init, or voxbook ingest SOURCE -w WS"),
+    "SHADOWED": Reason("a file of yours hides one of voxbook's packages", "rename it, or run from another folder"),
+    "VERSIONS": Reason("installed packages do not work together", "pip install -c constraints.txt"),
+}
+
+
+class VoxbookError(Exception):
+    """Root of all errors; `code` is stable, `hint` says what to do, `context` holds pseudonyms and numbers only."""
+
+    def __init__(self, code: str, message: str = "", *, hint: str = "", **context: Any) -> None:
+        reason = REASONS[code]
+        self.code = code
+        self.message = message or reason.text
+        self.hint = hint or reason.hint
+        self.context = context
+        super().__init__(f"{code}: {self.message}")
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    def __reduce__(self):  # errors cross process borders, and keywords would be lost
+        return _rebuild, (type(self), self.code, self.message, self.hint, self.context)
+
+
+def _rebuild(kind: type[VoxbookError], code: str, message: str, hint: str, context: dict[str, Any]) -> VoxbookError:
+    return kind(code, message, hint=hint, **context)
+
+
+class InputError(VoxbookError, ValueError):
+    """An input that is refused: quarantine it and go on."""
+
+
+class TransientError(VoxbookError, OSError):
+    """Might work when tried again; the only kind that is retried."""
+
+
+class StoreError(VoxbookError, OSError):
+    """A store or the catalog is missing, damaged or not writable: stop."""
+
+
+class MismatchError(VoxbookError, ValueError):
+    """Two things that must belong together do not (key, model, version): stop."""
+
+
+class QualityError(VoxbookError, ValueError):
+    """A series is below its gate: flag it."""
+
+
+class ConfigError(VoxbookError, ValueError):
+    """Usage or configuration: exit code 2, no traceback."""

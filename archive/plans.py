@@ -1,0 +1,103 @@
+"""What a scan found: files, series that can be read, and what was refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file as the scan saw it; kept in the linkage so that an unchanged file is not opened again.
+
+    path: relative to the source root, posix. kind: dicom, nifti, picture, skipped or refused.
+    note: skipped: its class (RTSTRUCT, SIDECAR, ...); refused: the reason code; else empty.
+    header: JSON-ready; what grouping and reading need, original UIDs included, so it stays in the linkage.
+    """
+
+    path: str = field(repr=False)
+    size: int
+    mtime_ns: int
+    inode: int
+    kind: str
+    note: str = ""
+    header: dict[str, Any] | None = field(default=None, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FileEntry:
+        """Read what `as_dict` wrote."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """One grid that will become one Volume: all that reading needs, without arrays.
+
+    kind: dicom, nifti or picture. series, patient: pseudonyms. voxels: over all axes.
+    fingerprint: sha256 over path, size and mtime of its files; it changes when one of them does.
+    identity, patient_identity: the originals, for the linkage only. root, files: private; files in t-major, z-minor
+    order. details: Volume attributes beside the voxels; tables: one header per file of `files`.
+    """
+
+    kind: str
+    series: str
+    patient: str
+    modality: str
+    group: str
+    voxels: int
+    source_bytes: int
+    fingerprint: str
+    identity: tuple[str, ...] = field(repr=False)
+    patient_identity: tuple[str, ...] = field(repr=False)
+    root: str = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    details: dict[str, Any] = field(repr=False)
+    tables: tuple[dict[str, Any], ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something refused: it becomes one row of the quarantine.
+
+    kind: series or file. key: its pseudonym. numbers: what was measured, e.g. gap_mm. paths: linkage only.
+    """
+
+    code: str
+    kind: str
+    key: str
+    files: int
+    modality: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    paths: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """All that a source holds. skipped: files per class. opened: files whose header had to be read."""
+
+    plans: tuple[SeriesPlan, ...]
+    findings: tuple[Finding, ...]
+    skipped: dict[str, int]
+    files: int
+    bytes: int
+    entries: tuple[FileEntry, ...] = field(repr=False)
+    opened: int = 0
+
+
+def fingerprint(entries: Iterable[FileEntry]) -> str:
+    """64 hex over (path, size, mtime_ns) of the files, whatever their order."""
+    digest = hashlib.sha256()
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        digest.update(f"{len(entry.path)}:{entry.path}:{entry.size}:{entry.mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def group_of(modality: str, channels: int = 1) -> str:
+    """The default group: lower-case modality, `-rgb` appended for colour."""
+    return modality.lower() + ("-rgb" if channels > 1 else "")

@@ -1,0 +1,218 @@
+"""voxbook.toml: every setting, its meaning and its default; unknown keys are errors that name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from archive.errors import ConfigError
+
+FILENAME = "voxbook.toml"
+
+
+class Section(BaseModel):
+    """A frozen table of voxbook.toml that knows no key but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GateSettings(Section):
+    """What a decoded series must reach; nothing is set out of the box: measured, not judged."""
+
+    min_psnr: float | None = Field(None, description="Least PSNR in dB of a decoded series.")
+    min_ssim: float | None = Field(None, description="Least mean SSIM of a decoded series, 0 to 1.")
+    max_error: float | None = Field(None, ge=0, description="Largest error of any voxel, in the volume's units.")
+
+
+class GroupSettings(Section):
+    """One `[groups.NAME]`: which series belong to it, and what differs for them."""
+
+    match: dict[str, str | float | int] = Field(
+        default_factory=dict, description="Attributes (modality, or an allow-listed acquisition key) that select it."
+    )
+    preset: str | None = Field(None, description="Model preset of this group; none: the one for its modality.")
+    gate: GateSettings = Field(default_factory=GateSettings, description="The gate of this group.")
+
+
+class ClusterSettings(Section):
+    """Where Dask runs."""
+
+    address: str = Field(
+        "local", description="local, inline (this process, no Dask), or tcp://HOST:PORT of a scheduler."
+    )
+    workers: int | None = Field(None, ge=1, description="Worker processes of a local cluster; none: one per core.")
+    memory_limit: str = Field("auto", description="Memory limit of one local worker, as Dask writes it (4GiB).")
+
+    @field_validator("address")
+    @classmethod
+    def _known(cls, address: str) -> str:
+        if address in ("local", "inline") or address.startswith(("tcp://", "tls://")):
+            return address
+        raise ValueError("must be local, inline, tcp://HOST:PORT or tls://HOST:PORT")
+
+
+class IngestSettings(Section):
+    """What is let in."""
+
+    spacing_tolerance: float = Field(0.05, gt=0, lt=0.5, description="Slice spacing may differ by this share.")
+    burned_in: Literal["quarantine", "accept"] = Field(
+        "quarantine", description="Images whose header says BurnedInAnnotation YES."
+    )
+    secondary_capture: Literal["quarantine", "accept"] = Field("quarantine", description="Secondary capture images.")
+    max_series_bytes: int = Field(8 * 2**30, gt=0, description="Largest decoded size of one series, in bytes.")
+    decode_bytes: int = Field(2 * 2**30, gt=0, description="Memory limit of the process that decodes pixels, in bytes.")
+    decode_seconds: float = Field(30.0, gt=0, description="Time limit to decode one file, in seconds.")
+    batch_bytes: int = Field(256 * 2**20, gt=0, description="Source bytes that make up one batch of series.")
+
+
+class TrainSettings(Section):
+    """How models are trained; what is none comes from the preset."""
+
+    preset: str | None = Field(None, description="Model preset for every group; none: the one for its modality.")
+    max_seconds: float = Field(840.0, gt=0, description="Total time over all groups, in seconds.")
+    floor_seconds: float = Field(30.0, ge=0, description="Least time of a group, in seconds, as far as the total goes.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps; whichever of steps and time ends first.")
+    batch_size: int | None = Field(None, ge=1, description="Patches per step.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of AdamW.")
+    alpha: float | None = Field(None, gt=0, lt=1, description="alpha in L = alpha * L_rec + (1 - alpha) * L_quant.")
+    codebook_size: int | None = Field(None, ge=2, le=65535, description="Codes per codebook.")
+    code_dim: int | None = Field(None, ge=1, description="Dimensions of a code.")
+    levels: int | None = Field(None, ge=1, le=16, description="Residual codebooks.")
+    width: int | None = Field(None, ge=8, description="Channels of the hidden layers.")
+    seed: int = Field(0, ge=0, description="Seed of weights, sampling and codebooks.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: one per core.")
+    holdout: float = Field(0.1, ge=0, le=0.5, description="Share of patients kept out of training to measure on.")
+    cache_bytes: int = Field(2 * 2**30, gt=0, description="Memory for decoded slabs of training volumes, in bytes.")
+    checkpoint_seconds: float = Field(30.0, gt=0, description="A checkpoint at least this often, in seconds.")
+
+
+class EncodeSettings(Section):
+    """How the archive is encoded."""
+
+    profile: Literal["exact", "fast"] = Field("exact", description="exact: fp32 and repeatable; fast: bf16.")
+    levels: int | None = Field(None, ge=1, le=16, description="Residual levels to store; none: all of the model.")
+    batch_voxels: int = Field(16 * 2**20, gt=0, description="Voxels that make up one batch of series.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class VerifySettings(Section):
+    """How the stores are checked."""
+
+    read_data: bool = Field(False, description="Read every byte and compare its sha256; else only files and sizes.")
+    sample: float = Field(1.0, gt=0, le=1, description="Share of the versions to check, the longest unchecked first.")
+    max_seconds: float | None = Field(None, gt=0, description="Stop after this time, in seconds; the next run goes on.")
+
+
+class Settings(Section):
+    """Everything in voxbook.toml."""
+
+    database: str | None = Field(
+        None, description="SQLAlchemy URL of the catalog; none: catalog.sqlite beside this file."
+    )
+    linkage: str | None = Field(None, description="SQLAlchemy URL of the linkage; none: linkage.sqlite, mode 0600.")
+    sources: dict[str, str] = Field(default_factory=dict, description="Alias = folder of each source.")
+    groups: dict[str, GroupSettings] = Field(default_factory=dict, description="Groups beside one per modality.")
+    gate: GateSettings = Field(default_factory=GateSettings, description="The gate where a group sets none.")
+    cluster: ClusterSettings = Field(
+        default_factory=ClusterSettings, description="Where Dask runs; a string is its address."
+    )
+    ingest: IngestSettings = Field(default_factory=IngestSettings, description="What is let in.")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="How models are trained.")
+    encode: EncodeSettings = Field(default_factory=EncodeSettings, description="How the archive is encoded.")
+    verify: VerifySettings = Field(default_factory=VerifySettings, description="How the stores are checked.")
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _address_alone(cls, value: Any) -> Any:
+        return {"address": value} if isinstance(value, str) else value
+
+    def gate_of(self, group: str) -> GateSettings:
+        """The gate of a group: its own values where set, else the general ones."""
+        own = self.groups[group].gate if group in self.groups else GateSettings()
+        return GateSettings(**{**self.gate.model_dump(), **own.model_dump(exclude_none=True)})
+
+
+def load(root: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Settings of a workspace: voxbook.toml where there is one, then `KEY=VALUE` overrides.
+
+    An override of gate.KEY holds for every group. Raises ConfigError UNKNOWN_KEY (naming the nearest key), BAD_VALUE.
+    """
+    path = root / FILENAME
+    try:
+        data = tomllib.loads(path.read_text()) if path.exists() else {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("BAD_VALUE", f"{FILENAME} is not TOML: {error}", hint="mend the line named") from None
+    for override in overrides:
+        apply_override(data, override)
+    return parse(data)
+
+
+def parse(data: dict[str, Any]) -> Settings:
+    """Validate a mapping of settings; raises ConfigError."""
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` into a nested mapping; the value is read as TOML, else as a string."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError("BAD_USAGE", f"--set takes KEY=VALUE, not {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if text.strip().lower() in ("none", "null"):
+        value = None
+    *parents, last = key.strip().split(".")
+    if parents == ["gate"]:
+        for group in data.get("groups", {}).values():
+            group.get("gate", {}).pop(last, None)
+    if last == "cluster" and not parents:
+        data["cluster"] = value
+        return
+    table = data
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if isinstance(inner, str) and parent == "cluster":
+            inner = table[parent] = {"address": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError("BAD_USAGE", f"{parent} in --set {key} is a value, not a table")
+        table = inner
+    table[last] = value
+
+
+def keys(model: type[Section] = Settings, prefix: str = "") -> list[str]:
+    """Every dotted key, NAME standing for a group's or a source's name."""
+    names = []
+    for name, field in model.model_fields.items():
+        path = prefix + name
+        inner = field.annotation
+        if name == "groups":
+            names += [path, *keys(GroupSettings, f"{path}.NAME.")]
+        elif isinstance(inner, type) and issubclass(inner, Section):
+            names += [path, *keys(inner, f"{path}.")]
+        else:
+            names.append(path)
+    return names
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return ConfigError("BAD_VALUE", f"{where} = {first.get('input')!r}: {first['msg']}", key=where)
+    known = keys()
+    generic = ".".join(["groups", "NAME", *where.split(".")[2:]]) if where.startswith("groups.") else where
+    near = difflib.get_close_matches(generic, known, n=1, cutoff=0.0)
+    same_leaf = [key for key in known if key.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]]
+    nearest = (same_leaf or near)[0]
+    return ConfigError("UNKNOWN_KEY", f"no setting {where!r}", hint=f"the nearest key is {nearest!r}", key=where)

@@ -1,0 +1,250 @@
+"""Slices of one grid in order: duplicates folded, repeated positions as time, positions as a Geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from archive.errors import InputError
+from archive.geometry import Geometry
+from archive.plans import FileEntry
+from archive.settings import IngestSettings
+
+# What may order images of one position, the most telling first. `sets`: every position must show the same values;
+# `ranks`: values need only differ within a position; `runs`: also, either all of one time come before all of the next,
+# or all of one position before all of the next position, else the key orders something else.
+TIME_KEYS = (
+    ("temporal", "sets"),
+    ("reference_ms", "sets"),
+    ("trigger_ms", "ranks"),
+    ("b_value", "sets"),
+    ("acquired_s", "runs"),
+    ("content_s", "runs"),
+    ("acquisition_number", "runs"),
+    ("instance", "runs"),
+)
+# Numbers that a workstation hands out: they order what is already known to differ, and say nothing about time in CT.
+WEAK_KEYS = ("acquisition_number", "instance")
+POSITION_TOLERANCE_MM = 0.01
+STORED_POSITION_MM = 1e-3  # regular positions that differ by more are stored exactly
+TILT_DEGREES = 0.5
+
+
+@dataclass(frozen=True)
+class Stack:
+    """rows: files [t][z]; frames: one dict of numbers per t, empty for one; flags for the Volume."""
+
+    rows: list[list[FileEntry]]
+    geometry: Geometry
+    frames: list[dict[str, float]]
+    flags: list[str]
+
+
+def stack(members: Sequence[FileEntry], settings: IngestSettings, digest: Callable[[FileEntry], str]) -> Stack:
+    """Order the files of one grid. All share orientation, matrix and pixel spacing.
+
+    Raises InputError NO_GEOMETRY, MISSING_SLICE, IRREGULAR_SPACING, DUPLICATE_POSITION.
+    """
+    first = _header(members[0])
+    if not first["orientation"] or not first["position"] or not first["spacing"] or min(first["spacing"]) <= 0:
+        raise InputError("NO_GEOMETRY")
+    along_x, along_y, normal = _axes(first["orientation"])
+    kept = _one_per_uid(members)
+    tolerance = min(POSITION_TOLERANCE_MM, 0.1 * min(first["spacing"]))
+    columns = _columns(kept, normal, tolerance)
+    if len({len(column) for column in columns}) > 1 or _time_order(columns) in (None, *WEAK_KEYS):
+        columns = [_unlike(column, digest) for column in columns]
+    rows, key = _rows(columns)
+    flags = [] if sum(map(len, columns)) == len(members) else ["DUPLICATES_FOLDED"]
+    geometry, more = _geometry(rows, first, (along_x, along_y, normal), settings.spacing_tolerance)
+    return Stack(rows, geometry, _frames(rows, key), flags + more)
+
+
+def _axes(orientation: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of increasing column and row index (0020,0037), and the slice normal."""
+    along_x, along_y = np.array(orientation[:3]), np.array(orientation[3:])
+    lengths = np.linalg.norm(along_x), np.linalg.norm(along_y)
+    if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(along_x @ along_y) > 0.01:
+        raise InputError("NO_GEOMETRY", "the orientation is not two perpendicular unit vectors")
+    along_x, along_y = along_x / lengths[0], along_y / lengths[1]
+    normal = np.cross(along_x, along_y)
+    return along_x, along_y, normal / np.linalg.norm(normal)
+
+
+def _one_per_uid(members: Sequence[FileEntry]) -> list[FileEntry]:
+    """Copies of one object (known to be equal by now): the first path stays."""
+    kept: dict[str, FileEntry] = {}
+    for entry in sorted(members, key=lambda entry: entry.path):
+        kept.setdefault(_header(entry)["sop"], entry)
+    return list(kept.values())
+
+
+def _columns(entries: Sequence[FileEntry], normal: np.ndarray, tolerance: float) -> list[list[FileEntry]]:
+    """Files by their position along the normal, ascending."""
+    placed = sorted((float(np.dot(_header(entry)["position"], normal)), entry.path, entry) for entry in entries)
+    columns: list[list[FileEntry]] = []
+    start = -np.inf
+    for place, _, entry in placed:
+        if place - start > tolerance:
+            columns.append([])
+            start = place
+        columns[-1].append(entry)
+    return columns
+
+
+def _unlike(column: list[FileEntry], digest: Callable[[FileEntry], str]) -> list[FileEntry]:
+    """The files of one position without those that repeat the pixels of another."""
+    if len(column) == 1:
+        return column
+    kept: dict[str, FileEntry] = {}
+    for entry in sorted(column, key=lambda entry: entry.path):
+        kept.setdefault(digest(entry), entry)
+    return list(kept.values())
+
+
+def _rows(columns: list[list[FileEntry]]) -> tuple[list[list[FileEntry]], str]:
+    """Files as [t][z], and the key that orders t (empty for one time)."""
+    counts = [len(column) for column in columns]
+    if max(counts) == 1:
+        return [[column[0] for column in columns]], ""
+    numbers: dict[str, Any] = {
+        "positions": float(len(columns)),
+        "least": float(min(counts)),
+        "most": float(max(counts)),
+    }
+    if min(counts) < max(counts):
+        # Most positions complete: some times miss slices. Else: some slices are there twice.
+        complete = sum(count == max(counts) for count in counts) / len(counts)
+        raise InputError("MISSING_SLICE" if complete >= 0.8 else "DUPLICATE_POSITION", **numbers)
+    order = _time_order(columns)
+    if order is None:
+        raise InputError("DUPLICATE_POSITION", **numbers)
+    ordered = [sorted(column, key=lambda entry: _header(entry)[order]) for column in columns]
+    return [list(row) for row in zip(*ordered, strict=True)], order
+
+
+def _time_order(columns: list[list[FileEntry]]) -> str | None:
+    """The first key that orders the files of every position; empty where there is one each, None where none does."""
+    depth = len(columns[0])
+    if depth == 1:
+        return ""
+    for key, rule in TIME_KEYS:
+        values = [
+            sorted(_header(entry)[key] for entry in column if _header(entry)[key] is not None) for column in columns
+        ]
+        if any(len(set(column)) < depth for column in values):
+            continue
+        if key == "instance" and _header(columns[0][0])["modality"] != "MR":
+            continue
+        if rule == "sets" and any(column != values[0] for column in values):
+            continue
+        if rule == "runs" and not (_ascend([list(row) for row in zip(*values, strict=True)]) or _ascend(values)):
+            continue
+        return key
+    return None
+
+
+def _ascend(runs: list[list[float]]) -> bool:
+    """Whether the runs' ranges follow each other without overlap, in some order."""
+    spans = sorted((min(run), max(run)) for run in runs)
+    return all(earlier[1] < later[0] for earlier, later in pairwise(spans))
+
+
+def _frames(rows: list[list[FileEntry]], key: str) -> list[dict[str, float]]:
+    """Per time: seconds since the first, and the numbers that all its slices share."""
+    if len(rows) == 1:
+        return []
+    clocks = [[[_header(entry)[clock] for entry in row] for row in rows] for clock in ("acquired_s", "content_s")]
+    if key == "content_s":
+        clocks.reverse()
+    frames: list[dict[str, float]] = [{} for _ in rows]
+    scaled = {"reference_ms": 1e-3, "trigger_ms": 1e-3}
+    if key in scaled:
+        times = [min(_header(entry)[key] for entry in row) * scaled[key] for row in rows]
+    else:
+        times = next((found for clock in clocks if (found := _rising(clock))), [])
+    for frame, time in zip(frames, times, strict=False):
+        frame["time_s"] = round(time - times[0], 6)
+    for name, column in (("b_value", "b_value"), ("temporal_position", "temporal"), ("trigger_ms", "trigger_ms")):
+        shared = [{_header(entry)[column] for entry in row} for row in rows]
+        if all(len(values) == 1 and None not in values for values in shared):
+            for frame, values in zip(frames, shared, strict=True):
+                frame[name] = values.copy().pop()
+    return frames
+
+
+def _rising(clock: list[list[Any]]) -> list[float]:
+    """The first second of every row, where all slices have one and they rise from row to row; else nothing."""
+    if any(None in row for row in clock):
+        return []
+    times = [min(row) for row in clock]
+    return times if all(early < late for early, late in pairwise(times)) else []
+
+
+def _geometry(
+    rows: list[list[FileEntry]],
+    first: dict[str, Any],
+    axes: tuple[np.ndarray, np.ndarray, np.ndarray],
+    tolerance: float,
+) -> tuple[Geometry, list[str]]:
+    """The whole affine from the first and the last position, shear kept."""
+    along_x, along_y, normal = axes
+    positions = np.array([[_header(entry)["position"] for entry in row] for row in rows])  # [t, z, 3]
+    origin, count = positions[0, 0], positions.shape[1]
+    flags = []
+    if count == 1:
+        spacing = abs(first["gap"] or 0.0) or first["thickness"] or 1.0
+        step = normal * (spacing if spacing > 0 else 1.0)
+        flags.append("SINGLE_SLICE")
+    else:
+        step = (positions[0, -1] - origin) / (count - 1)
+    places = (positions[0] - origin) @ normal
+    _check_spacing(places, tolerance)
+    fitted = origin + np.arange(count)[:, None] * step
+    residual = positions - fitted
+    across = residual - (residual @ normal)[..., None] * normal
+    sideways = float(np.linalg.norm(across, axis=-1).max())
+    if sideways > max(tolerance * abs(float(step @ normal)), 0.25 * min(first["spacing"])):
+        raise InputError("IRREGULAR_SPACING", "slices are shifted sideways", sideways_mm=sideways)
+    length = float(np.linalg.norm(step))
+    exact = (positions[0] - origin) @ (step / length)
+    varies = bool(np.abs(exact - np.arange(count) * length).max() > STORED_POSITION_MM)
+    if varies:
+        flags.append("SPACING_VARIES")
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([step, along_y * first["spacing"][0], along_x * first["spacing"][1], origin])
+    geometry = Geometry(
+        (count, first["rows"], first["columns"]),
+        tuple((row[0], row[1], row[2], row[3]) for row in affine.tolist()),
+        tuple(exact.tolist()) if varies else None,
+    )
+    if geometry.tilt_degrees > TILT_DEGREES:
+        flags.append("TILTED")
+    return geometry, flags
+
+
+def _check_spacing(places: np.ndarray, tolerance: float) -> None:
+    """Raise where the steps between positions (mm, ascending from 0) are not those of a regular grid."""
+    if len(places) < 3:
+        return
+    steps = np.diff(places)
+    median, largest = float(np.median(steps)), float(steps.max())
+    fitted = float(places[-1]) / (len(places) - 1)
+    numbers: dict[str, Any] = {
+        "median_mm": round(median, 4),
+        "gap_mm": round(largest, 4),
+        "least_mm": round(float(steps.min()), 4),
+    }
+    if largest >= 1.5 * median:
+        raise InputError("MISSING_SLICE", **numbers)
+    if np.abs(steps - fitted).max() > tolerance * fitted:
+        raise InputError("IRREGULAR_SPACING", **numbers)
+
+
+def _header(entry: FileEntry) -> dict[str, Any]:
+    assert entry.header is not None
+    return entry.header

@@ -1,0 +1,331 @@
+"""The volume store: stored values exactly as the source wrote them, one Zarr v3 group a version.
+
+    volumes.zarr/<series>/<version>/
+        zarr.json       attributes `ome` (NGFF 0.5 multiscales) and `voxbook` (Volume.attributes)
+        0/zarr.json     the array: dimension names from t c z y x, sharded, zstd 3, crc32c
+        0/c/...         shards
+
+Zarr fills in silently what is missing, so a reader here first looks whether the shards that it needs are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from archive.commit import Committed, commit, fault_point
+from archive.errors import InputError, StoreError
+from archive.geometry import Geometry
+from archive.volume import Volume
+
+CHUNK = {"t": 1, "c": 4, "z": 8, "y": 256, "x": 256}
+SHARD_BYTES = 64 * 2**20
+_AXIS = {
+    "t": {"name": "t", "type": "time"},
+    "c": {"name": "c", "type": "channel"},
+    **{name: {"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"},
+}
+
+
+def write(volume: Volume, root: Path, series: str) -> Committed:
+    """Commit a volume as a new version under `root/series`; every block is read back and compared before.
+
+    Raises InputError NON_FINITE where an attribute is not finite; StoreError NOT_WRITABLE, DAMAGED.
+    """
+    return commit(root, series, lambda folder: write_folder(volume, folder))
+
+
+def content_digest(volume: Volume) -> str:
+    """sha256 hex over attributes and voxels (little-endian, C order): equal digests are equal volumes."""
+    digest = hashlib.sha256(_canonical(volume.attributes()))
+    little = volume.voxels.dtype.newbyteorder("<")
+    for part in volume.voxels:  # one t, c or z at a time: no second copy of the whole array
+        digest.update(np.ascontiguousarray(part, dtype=little).data)
+    return digest.hexdigest()
+
+
+class StoredVolume:
+    """One committed version, read lazily; cheap to make, safe to send to another process (only the folder goes)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def __reduce__(self) -> tuple[type[StoredVolume], tuple[Path]]:
+        return StoredVolume, (self.folder,)
+
+    def __repr__(self) -> str:
+        return f"StoredVolume(axes={self.axes!r}, shape={self.shape}, dtype={self.dtype.name}, units={self.units!r})"
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """What Volume.attributes wrote. Raises StoreError MISSING, DAMAGED."""
+        return read_attributes(self.folder)["voxbook"]
+
+    @cached_property
+    def array(self) -> zarr.Array:
+        """The Zarr array as it lies; missing shards read as zeros here, so prefer `read` and `slab`."""
+        return open_array(self.folder, "0")
+
+    @property
+    def axes(self) -> str:
+        """One of zyx, tzyx, czyx, tczyx."""
+        return self.attributes["axes"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes along `axes`."""
+        return tuple(self.attributes["shape"])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the stored values."""
+        return np.dtype(self.attributes["dtype"])
+
+    @property
+    def units(self) -> str:
+        """Of stored * slope + intercept."""
+        return self.attributes["units"]
+
+    @property
+    def modality(self) -> str:
+        """DICOM Modality (0008,0060), or NIFTI, or PICTURE."""
+        return self.attributes["modality"]
+
+    @property
+    def channels(self) -> int:
+        """Colour channels; 1 for grey."""
+        return self.shape[self.axes.index("c")] if "c" in self.axes else 1
+
+    @property
+    def timepoints(self) -> int:
+        """Length of t; 1 without it."""
+        return self.shape[0] if self.axes.startswith("t") else 1
+
+    @property
+    def slices(self) -> int:
+        """Slices over all time points (t times z)."""
+        return self.timepoints * self.shape[-3]
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Shape zyx and exact LPS affine in mm."""
+        return Geometry.from_dict(self.attributes["geometry"])
+
+    def header(self) -> Volume:
+        """The Volume without its voxels: a read-only array of zeros that takes no memory stands in for them."""
+        return Volume.from_attributes(np.broadcast_to(np.zeros((), self.dtype), self.shape), self.attributes)
+
+    def read(self) -> Volume:
+        """The whole series. Raises StoreError MISSING, DAMAGED."""
+        voxels = read_region(self.array, self.folder / "0", tuple(slice(0, size) for size in self.shape))
+        return Volume.from_attributes(voxels, self.attributes)
+
+    def slab(self, start: int, stop: int) -> np.ndarray:
+        """Stored values of slices start to stop, counted t-major and z-minor; [n, y, x], or [n, c, y, x] in colour.
+
+        Raises IndexError outside 0 to `slices`; StoreError MISSING, DAMAGED.
+        """
+        if not 0 <= start <= stop <= self.slices:
+            raise IndexError(f"slices {start} to {stop} of {self.slices}")
+        depth = self.shape[-3]
+        parts = []
+        while start < stop:
+            t, z = divmod(start, depth)
+            end = min(depth, z + stop - start)
+            parts.append(self._slices(t, z, end))
+            start += end - z
+        if not parts:
+            return np.empty((0, *self._slice_shape), self.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def slab_values(self, start: int, stop: int) -> np.ndarray:
+        """What `slab` returns, in `units`, float32."""
+        stored = self.slab(start, stop)
+        slope, intercept = self.attributes["slope"], self.attributes["intercept"]
+        if len(slope) == 1:
+            return (stored * slope[0] + intercept[0]).astype(np.float32)
+        per_slice = (-1,) + (1,) * (stored.ndim - 1)
+        return (
+            stored * np.asarray(slope[start:stop]).reshape(per_slice)
+            + np.asarray(intercept[start:stop]).reshape(per_slice)
+        ).astype(np.float32)
+
+    @property
+    def _slice_shape(self) -> tuple[int, ...]:
+        return (self.channels,) * ("c" in self.axes) + self.shape[-2:]
+
+    def _slices(self, t: int, start: int, stop: int) -> np.ndarray:
+        wanted = {"t": slice(t, t + 1), "z": slice(start, stop)}
+        block = read_region(
+            self.array,
+            self.folder / "0",
+            tuple(wanted.get(name, slice(0, size)) for name, size in zip(self.axes, self.shape, strict=True)),
+        )
+        block = block[0] if "t" in self.axes else block
+        return np.moveaxis(block, 1, 0) if "c" in self.axes else block
+
+
+def read_attributes(folder: Path) -> dict[str, Any]:
+    """Attributes of the Zarr node in a folder, without opening it as Zarr. Raises StoreError MISSING, DAMAGED."""
+    try:
+        return json.loads((folder / "zarr.json").read_bytes())["attributes"]
+    except FileNotFoundError:
+        raise StoreError("MISSING", "a stored version has no zarr.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError("DAMAGED", "zarr.json of a stored version is not readable") from None
+
+
+def open_array(folder: Path, path: str = "") -> zarr.Array:
+    """A stored array, read-only. Raises StoreError MISSING, DAMAGED."""
+    try:
+        return zarr.open_array(LocalStore(folder, read_only=True), path=path, mode="r", zarr_format=3)
+    except FileNotFoundError:
+        raise StoreError("MISSING", "a stored version has no array") from None
+    except Exception as error:  # zarr raises half a dozen kinds on metadata that is not as it wrote it
+        raise StoreError("DAMAGED", f"a stored array does not open ({type(error).__name__})") from error
+
+
+def read_region(array: zarr.Array, folder: Path, region: tuple[slice, ...]) -> np.ndarray:
+    """Part of a stored array; `folder` is where its zarr.json lies, `region` has a start and stop for every axis.
+
+    Zarr reads a missing shard and one of zero length as fill value without a word (measured on 3.1.6), so each one
+    touched is looked for first. Raises StoreError MISSING, DAMAGED.
+    """
+    shards = array.shards or array.chunks
+    spans = [range(part.start // size, -(-part.stop // size)) for part, size in zip(region, shards, strict=True)]
+    for place in itertools.product(*spans):
+        try:
+            if (folder / "c" / "/".join(map(str, place))).stat().st_size == 0:
+                raise StoreError("DAMAGED", "a stored shard is empty")
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError("MISSING", "a stored shard is gone") from None
+    try:
+        return np.asarray(array[region])
+    except Exception as error:  # crc32c, zstd, shard index: each codec has its own kind
+        raise StoreError("DAMAGED", f"stored bytes do not decode ({type(error).__name__})") from error
+
+
+def create_array(
+    folder: Path,
+    path: str | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...],
+    *,
+    names: tuple[str, ...],
+    fill_value: int,
+    compressor: ZstdCodec,
+    attributes: dict[str, Any] | None = None,
+) -> zarr.Array:
+    """A new sharded array whose damage shows: every chunk written, crc32c over each chunk and over the index."""
+    return zarr.create_array(
+        LocalStore(folder),
+        name=path,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        serializer=BytesCodec(endian="little") if dtype.itemsize > 1 else BytesCodec(),
+        compressors=[compressor, Crc32cCodec()],
+        filters=None,
+        fill_value=fill_value,
+        dimension_names=names,
+        attributes=attributes,
+        zarr_format=3,
+        # All-zero chunks would not be written otherwise, and could not be told from lost ones.
+        config={"write_empty_chunks": True},
+    )
+
+
+def even(size: int, most: int) -> int:
+    """A chunk length of at most `most` that cuts `size` into equal parts, the last a little shorter at most."""
+    return math.ceil(size / math.ceil(size / most))
+
+
+def blocks(shape: tuple[int, ...], shards: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Regions that are whole shards: one writer a shard, each written once."""
+    spans = [
+        [slice(at, min(at + step, size)) for at in range(0, size, step)]
+        for size, step in zip(shape, shards, strict=True)
+    ]
+    return itertools.product(*spans)
+
+
+def write_blocks(array: zarr.Array, values: np.ndarray) -> None:
+    """Write shard by shard, read each back and compare its bytes. Raises StoreError DAMAGED."""
+    for region in blocks(array.shape, array.shards or array.chunks):
+        part = np.ascontiguousarray(values[region])
+        array[region] = part
+        if np.ascontiguousarray(array[region]).tobytes() != part.tobytes():
+            raise StoreError("DAMAGED", "a block read back differs from what was written")
+
+
+def write_folder(volume: Volume, folder: Path) -> None:
+    """Write a volume as a Zarr group into a folder, new or empty, outside any store; `write` is for the store."""
+    attributes = volume.attributes()
+    _canonical(attributes)
+    chunks = tuple(even(size, CHUNK[name]) for name, size in zip(volume.axes, volume.voxels.shape, strict=True))
+    zarr.create_group(
+        LocalStore(folder), attributes={"ome": _ome(volume), "voxbook": attributes}, zarr_format=3, overwrite=False
+    )
+    array = create_array(
+        folder,
+        "0",
+        volume.voxels.shape,
+        volume.voxels.dtype.newbyteorder("="),
+        chunks,
+        _shards(volume.axes, volume.voxels.shape, chunks, volume.voxels.dtype.itemsize),
+        names=tuple(volume.axes),
+        fill_value=0,
+        compressor=ZstdCodec(level=3, checksum=False),
+    )
+    fault_point("volumes.created")
+    write_blocks(array, volume.voxels)
+
+
+def _shards(axes: str, shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Whole slices, as many along z and then along t as fit SHARD_BYTES, in whole chunks."""
+    lengths = dict(zip(axes, shape, strict=True))
+    steps = dict(zip(axes, chunks, strict=True))
+    shard = {name: math.ceil(lengths[name] / steps[name]) * steps[name] for name in axes}
+    slice_bytes = itemsize * math.prod(shard[name] for name in axes if name in "cyx")
+    fit = max(1, SHARD_BYTES // (slice_bytes * steps["z"]))
+    shard["z"] = min(shard["z"], fit * steps["z"])
+    if "t" in axes:
+        shard["t"] = max(1, min(shard["t"], SHARD_BYTES // (slice_bytes * shard["z"])))
+    return tuple(shard[name] for name in axes)
+
+
+def _ome(volume: Volume) -> dict[str, Any]:
+    """NGFF 0.5 multiscales of one level; spacing only, as 0.5 cannot say an oblique affine."""
+    spacing = {"t": 1.0, "c": 1.0, **dict(zip("zyx", volume.geometry.spacing_mm, strict=True))}
+    scale = [{"type": "scale", "scale": [spacing[name] for name in volume.axes]}]
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": "volume",
+                "axes": [_AXIS[name] for name in volume.axes],
+                "datasets": [{"path": "0", "coordinateTransformations": scale}],
+            }
+        ],
+    }
+
+
+def _canonical(attributes: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(attributes, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise InputError("NON_FINITE", "an attribute of the volume is not finite") from None

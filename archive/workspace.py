@@ -1,0 +1,122 @@
+"""One archive's folder: its settings, catalog, linkage, stores, models and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from archive.catalog import Catalog
+from archive.errors import ConfigError, StoreError
+from archive.keys import Pseudonyms
+from archive.linkage import Linkage
+from archive.settings import FILENAME, Settings, load
+
+if TYPE_CHECKING:
+    from archive.codes import StoredCodes
+    from archive.volumes import StoredVolume
+
+Stored = TypeVar("Stored")
+
+
+class Workspace:
+    """Paths and open stores of one archive; `Workspace.open` makes one."""
+
+    def __init__(self, root: Path, settings: Settings) -> None:
+        self.root = root
+        self.settings = settings
+        self.volumes = root / "volumes.zarr"
+        self.codes = root / "codes.zarr"
+        self.models = root / "models"
+        self.reports = root / "reports"
+        self.training = root / "training"
+
+    def __repr__(self) -> str:
+        return "Workspace()"  # a folder's name may be a patient's
+
+    @classmethod
+    def open(cls, root: Path | str, overrides: Iterable[str] = (), create: bool = False) -> Workspace:
+        """The workspace in a folder; create makes the folder, mode 0700.
+
+        Raises ConfigError NO_WORKSPACE where neither voxbook.toml nor a catalog is there, and what settings raise.
+        """
+        path = Path(root).expanduser().absolute()
+        if create:
+            if path.exists() and not path.is_dir():
+                raise ConfigError("BAD_USAGE", "the workspace must be a folder")
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        elif not (path / FILENAME).is_file() and not (path / "catalog.sqlite").is_file():
+            raise ConfigError("NO_WORKSPACE")
+        return cls(path, load(path, overrides))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, held to the pseudonym key. Raises MismatchError WRONG_KEY and what opening raises."""
+        catalog = Catalog(self.settings.database or f"sqlite:///{self.root / 'catalog.sqlite'}")
+        catalog.bind_key(self.pseudonyms.fingerprint)
+        return catalog
+
+    @cached_property
+    def linkage(self) -> Linkage:
+        """The linkage of pseudonyms and originals."""
+        return Linkage(self.settings.linkage or f"sqlite:///{self.root / 'linkage.sqlite'}")
+
+    @cached_property
+    def pseudonyms(self) -> Pseudonyms:
+        """Under the key of this user or of VOXBOOK_KEY."""
+        return Pseudonyms.load()
+
+    def register_source(self, path: Path | str, alias: str | None = None) -> str:
+        """Give a source folder or file an alias, its pseudonym by default; the path stays in the linkage."""
+        place = str(Path(path).expanduser().absolute())
+        name = alias or self.pseudonyms.source(place)
+        self.linkage.register(name, place)  # the linkage first: an alias in the catalog can always be led back
+        self.catalog.register_source(name, "folder" if Path(place).is_dir() else "file")
+        return name
+
+    def close(self) -> None:
+        """Close what is open; the workspace opens it again when asked."""
+        for name in ("catalog", "linkage"):
+            opened = self.__dict__.pop(name, None)
+            if opened is not None:
+                opened.close()
+
+
+class Current(Mapping[str, Stored], Generic[Stored]):
+    """The current versions of one tier by series; nothing is read from a store before it is asked for."""
+
+    def __init__(self, versions: dict[str, str], opened: Callable[[Path], Stored], root: Path) -> None:
+        self._versions = versions
+        self._opened = opened
+        self._root = root
+
+    def __getitem__(self, series: str) -> Stored:
+        folder = self._root / series / self._versions[series]
+        if not folder.is_dir():
+            raise StoreError("MISSING", "the catalog names a version that is not in the store", series=series)
+        return self._opened(folder)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._versions)
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+
+def open_volumes(workspace: Workspace | Path | str) -> Current[StoredVolume]:
+    """Current volumes by series. Raises StoreError MISSING when one is asked for that is gone."""
+    from archive.volumes import StoredVolume  # zarr takes half a second to import
+
+    found = workspace if isinstance(workspace, Workspace) else Workspace.open(workspace)
+    versions = {row.series: row.volume_version for row in found.catalog.series() if row.state != "removed"}
+    return Current(versions, StoredVolume, found.volumes)
+
+
+def open_codes(workspace: Workspace | Path | str) -> Current[StoredCodes]:
+    """Current codes by series, stale and below-gate ones too (the catalog says which)."""
+    from archive.codes import StoredCodes
+
+    found = workspace if isinstance(workspace, Workspace) else Workspace.open(workspace)
+    versions = {row.series: row.codes_version for row in found.catalog.series() if row.codes_version}
+    return Current(versions, StoredCodes, found.codes)

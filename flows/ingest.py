@@ -1,0 +1,62 @@
+"""Ingest: sources into the volume store."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from archive.errors import StoreError
+from flows.parameters import Overrides, WorkspacePath
+from flows.recording import finish, sentence
+from tasks.ingest import IngestCounts, ingest_source
+from tasks.stage import Outcome, call, open_stage
+
+Sources = Annotated[list[str], Field(description="Aliases of sources, as in [sources]; none: all of them.")]
+Exclude = Annotated[list[str], Field(description="Globs of relative paths to leave out, as in .gitignore.")]
+
+
+@flow(name="ingest", flow_run_name="ingest {workspace}", persist_result=False, validate_parameters=True)
+def ingest(workspace: WorkspacePath, sources: Sources = [], exclude: Exclude = [], settings: Overrides = []) -> Outcome:
+    """Bring new and changed series of the sources into the volume store; refuse the rest with a reason."""
+    with open_stage("ingest", workspace, settings, create=True) as stage:
+        known = {source.alias for source in stage.catalog.sources()}
+        aliases = sources or sorted(known | set(stage.settings.sources))
+        for alias, path in stage.settings.sources.items():
+            stage.workspace.register_source(path, alias)
+        for alias in aliases:
+            if alias not in known and alias not in stage.settings.sources:
+                raise StoreError("NOT_FOUND", f"no source is called {alias!r}", hint="name it in [sources]")
+        counts = IngestCounts()
+        for alias in aliases:
+            counts += call(ingest_source, stage, alias, exclude)
+        shown = {
+            "series ingested": counts.ingested,
+            "unchanged": counts.unchanged,
+            "quarantined": counts.quarantined,
+            "left to another run": counts.leased,
+            "files skipped": counts.skipped,
+        }
+        nothing = counts.ingested == 0 and counts.unchanged > 0
+        return finish(
+            Outcome(
+                verb="ingest",
+                run=stage.run,
+                counts={
+                    "found": counts.found,
+                    "ingested": counts.ingested,
+                    "unchanged": counts.unchanged,
+                    "quarantined": counts.quarantined,
+                    "skipped": counts.skipped,
+                    "bytes_in": counts.bytes_in,
+                    "voxels": counts.voxels,
+                    "seconds": stage.seconds,
+                },
+                reasons=dict(stage.reasons),
+                sentence=sentence("ingest", shown, dict(stage.reasons), "nothing found")
+                + ("; nothing new" if nothing else ""),
+                found=counts.found > 0,
+                quarantined=counts.quarantined,
+            )
+        )

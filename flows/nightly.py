@@ -1,0 +1,59 @@
+"""The nightly run: everything new comes in, is encoded, a sample is verified, a report is written."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from flows.encode import encode
+from flows.ingest import ingest
+from flows.parameters import Overrides, WorkspacePath
+from flows.recording import finish
+from flows.report import report
+from flows.verify import verify
+from tasks.stage import Outcome
+
+Sample = Annotated[
+    float, Field(gt=0, le=1, description="Share of the stored versions to verify, longest unchecked first.")
+]
+
+
+@flow(name="nightly", flow_run_name="nightly {workspace}", persist_result=False)
+def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Overrides = []) -> Outcome:
+    """Ingest, encode, verify a sample by reading every byte of it, report."""
+    checks = [*settings, f"verify.sample={verify_sample}", "verify.read_data=true"]
+    parts = [
+        _run(ingest, workspace=workspace, settings=settings),
+        _run(encode, workspace=workspace, settings=settings),
+        _run(verify, workspace=workspace, settings=checks),
+        _run(report, workspace=workspace, settings=settings),
+    ]
+    reasons: dict[str, int] = {}
+    for part in parts:
+        for code, count in part.reasons.items():
+            reasons[code] = reasons.get(code, 0) + count
+    return finish(
+        Outcome(
+            verb="nightly",
+            run=parts[-1].run,
+            counts={part.verb: part.counts for part in parts},
+            reasons=reasons,
+            sentence="; ".join(part.sentence for part in parts),
+            found=parts[0].found,
+            quarantined=sum(part.quarantined for part in parts),
+            below_gate=sum(part.below_gate for part in parts),
+            damaged=sum(part.damaged for part in parts),
+            problems=tuple(problem for part in parts for problem in part.problems),
+        )
+    )
+
+
+def _run(stage_flow, **parameters) -> Outcome:
+    """A stage as a subflow in Prefect, or its body directly; damage is reported by the night, not raised in it."""
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is None:
+        return stage_flow.fn(**parameters)
+    return stage_flow(**parameters, return_state=True).result(raise_on_failure=False)

@@ -1,0 +1,162 @@
+"""Verbs that run a stage: a flow run where a Prefect API is configured, else the same body directly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archive.errors import ConfigError
+from flows import console
+from flows.options import Group, Json, Series, Set, Workspace
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to the command."""
+    for verb in (ingest, train, encode, verify, report, nightly, demo):
+        app.command(name=verb.__name__, no_args_is_help=verb is not demo)(verb)
+
+
+def ingest(
+    workspace: Workspace,
+    sources: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE]...", help="Folders or files.")] = None,
+    exclude: Annotated[list[str], typer.Option("--exclude", metavar="GLOB", help="Leave out, as in .gitignore.")] = [],
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Bring DICOM, NIfTI and pictures into the workspace; what cannot be read is listed with a reason.
+
+    Without SOURCE: everything in [sources] and what was ingested before.
+
+    Example: voxbook ingest /data/ct /data/mr --exclude '**/derived/**' -w ws
+    """
+    from archive.workspace import Workspace as Home
+
+    home = Home.open(workspace, settings, create=True)
+    missing = [number for number, path in enumerate(sources or [], 1) if not path.exists()]
+    if missing:
+        raise ConfigError("BAD_USAGE", f"SOURCE number {missing[0]} does not exist", hint="check the path")
+    aliases = [home.register_source(path) for path in sources or []]
+    _run("ingest", as_json, workspace=str(workspace), sources=aliases, exclude=exclude, settings=settings)
+
+
+def train(
+    workspace: Workspace,
+    group: Group = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="Model preset; none: by modality.")] = None,
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Train a VQ-VAE for each group that has volumes, or for one.
+
+    Example: voxbook train -w ws --group ct --set train.max_seconds=600
+    """
+    _known_preset(preset)
+    extra = [f'train.preset="{preset}"'] if preset else []
+    _run("train", as_json, workspace=str(workspace), group=group, settings=[*settings, *extra])
+
+
+def encode(
+    workspace: Workspace,
+    group: Group = None,
+    series: Series = [],
+    where: Annotated[str | None, typer.Option("--where", help="'psnr < 38 and modality = CT'.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model id; none: each group's current one.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="exact or fast.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be encoded.")] = False,
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Encode what is new or stale, with a certificate for every series.
+
+    Example: voxbook encode -w ws --where 'psnr < 38 and modality = CT'
+    """
+    extra = [f'encode.profile="{profile}"'] if profile else []
+    _run(
+        "encode",
+        as_json,
+        workspace=str(workspace),
+        group=group,
+        series=series,
+        where=where,
+        model=model,
+        dry_run=dry_run,
+        settings=[*settings, *extra],
+    )
+
+
+def verify(
+    workspace: Workspace,
+    read_data: Annotated[bool, typer.Option("--read-data", help="Read every byte and compare its sha256.")] = False,
+    sample: Annotated[float | None, typer.Option("--sample", help="Share of the versions, 0 to 1.")] = None,
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", help="Stop after this time.")] = None,
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Check stored volumes and codes against their manifests; damage exits 6 and names the series.
+
+    Example: voxbook verify -w ws --read-data --sample 0.1
+    """
+    extra = ["verify.read_data=true"] if read_data else []
+    extra += [f"verify.sample={sample}"] if sample is not None else []
+    extra += [f"verify.max_seconds={max_seconds}"] if max_seconds is not None else []
+    _run("verify", as_json, workspace=str(workspace), settings=[*settings, *extra])
+
+
+def report(workspace: Workspace, settings: Set = [], as_json: Json = False) -> None:
+    """Write report.html and report.json: what was done, the worst series first.
+
+    Example: voxbook report -w ws
+    """
+    _run("report", as_json, workspace=str(workspace), settings=settings)
+
+
+def nightly(workspace: Workspace, settings: Set = [], as_json: Json = False) -> None:
+    """Ingest, encode, verify a sample, report: what the nightly schedule runs.
+
+    Example: voxbook nightly -w ws
+    """
+    _run("nightly", as_json, workspace=str(workspace), settings=settings)
+
+
+def demo(
+    workspace: Annotated[Path, typer.Argument(metavar="[WS]", help="Folder of the workspace.")] = Path(
+        "demo-workspace"
+    ),
+    source: Annotated[Path | None, typer.Option("--source", help="An archive of your own.")] = None,
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Run the whole job on an embedded sample archive: ingest, train, encode, verify, decode, report.
+
+    Example: voxbook demo --source /data/archive my-workspace
+    """
+    from flows.demo import run_demo
+
+    with console.progress_bars():
+        code = run_demo(workspace, source, settings, as_json)
+    raise typer.Exit(code)
+
+
+def _run(verb: str, as_json: bool, **parameters: Any) -> None:
+    from importlib import import_module
+
+    from flows.recording import run_stage
+
+    flow = getattr(import_module(f"flows.{verb}"), verb)
+    with console.progress_bars():
+        outcome = run_stage(flow, console.notice, **parameters)
+    raise typer.Exit(console.show_outcome(outcome, as_json))
+
+
+def _known_preset(preset: str | None) -> None:
+    if preset is None:
+        return
+    import difflib
+
+    from model.config import PRESETS
+
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.0)
+        raise ConfigError("BAD_USAGE", f"no preset is called {preset!r}", hint=f"the nearest is {near[0]!r}")

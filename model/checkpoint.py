@@ -1,0 +1,84 @@
+"""Where a training stands, on disk: enough to go on exactly, since batches depend on seed and step alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """tensors: weights, codebooks, averaged weights and optimiser moments; step: the next to take;
+    seconds: spent on training so far."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    seconds: float
+
+
+def collect(model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every tensor that training goes on from, by name."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for (name, parameter), mean in zip(model.named_parameters(), average, strict=True):
+        tensors[f"average.{name}"] = mean
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{name}.{key}"] = value
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    """Put a checkpoint's tensors back; the three must be new and of the same config."""
+    tensors = checkpoint.tensors
+    head = "model."
+    model.load_state_dict({name[len(head) :]: tensor for name, tensor in tensors.items() if name.startswith(head)})
+    for (name, parameter), mean in zip(model.named_parameters(), average, strict=True):
+        mean.copy_(tensors[f"average.{name}"])
+        state: dict[str, Any] = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            found = tensors.get(f"optimiser.{name}.{key}")
+            if found is not None:  # the moments lie with the weights and in their layout, the step count as it was
+                state[key] = found if key == "step" else torch.empty_like(parameter).copy_(found)
+        if state:
+            optimiser.state[parameter] = state
+
+
+def write(folder: Path, key: str, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint of a folder; a reader sees the old or the new one, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{FILE}.{os.getpid()}"
+    about = {"key": key, "step": checkpoint.step, "seconds": checkpoint.seconds}
+    save_file(checkpoint.tensors, draft, metadata={"voxbook": json.dumps(about)})
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(folder / FILE)
+
+
+def read(folder: Path, key: str) -> Checkpoint | None:
+    """The checkpoint of a folder, where there is one of this very training (`key`); else None."""
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("voxbook", "{}"))
+            if about.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (FileNotFoundError, SafetensorError):  # none, or of another kind: start anew
+        return None
+    return Checkpoint(tensors, int(about["step"]), float(about["seconds"]))
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoint: the training is finished."""
+    (folder / FILE).unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""What a report shows, from the catalog; and pictures of the worst series, from the stores."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import datetime
+import importlib.metadata
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from model.bundle import load
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from archive.catalog_schema import CertificateRow, SeriesRow
+from archive.codes import StoredCodes
+from archive.errors import REASONS
+from archive.volumes import StoredVolume
+from model.decode import decode_codes
+from tasks.stage import Stage
+
+WORST = 12
+PACKAGES = ("prefect", "dask", "distributed", "torch", "zarr", "pydicom", "nibabel", "numpy", "sqlalchemy")
+
+
+@task(name="gather", cache_policy=NO_CACHE, persist_result=False)
+def gather(stage: Stage) -> dict[str, Any]:
+    """Everything of report.json: summary, groups, series, quarantine, models, rates, stages, settings, versions."""
+    rows = stage.catalog.series()
+    certificates = {row.series: row for row in stage.catalog.certificates()}
+    quarantine = collections.Counter()
+    for refused in stage.catalog.quarantine():
+        quarantine[refused.code] += 1
+    states = collections.Counter(row.state for row in rows)
+    gates = {name: stage.settings.gate_of(name).model_dump(exclude_none=True) for name in {row.group for row in rows}}
+    return {
+        "title": "voxbook report",
+        "workspace": stage.workspace.root.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "run": stage.run,
+        "summary": {
+            "series": len(rows),
+            "encoded": states["encoded"],
+            "ingested": states["ingested"],
+            "quality_failed": states["quality_failed"],
+            "stale": states["stale"],
+            "quarantined": sum(quarantine.values()),
+            "voxels": sum(row.voxels for row in rows),
+        },
+        "stages": [_stage(run) for run in stage.catalog.runs() if run.ended_at and run.verb != "report"][-12:],
+        "groups": [
+            _group([row for row in rows if row.group == name], certificates, name, gates[name])
+            for name in sorted(gates)
+        ],
+        "series": [_series(row, certificates.get(row.series)) for row in rows],
+        "quarantine": [
+            {"code": code, "count": count, "text": REASONS[code].text, "hint": REASONS[code].hint}
+            for code, count in quarantine.most_common()
+        ],
+        "models": [
+            {"model": row.model, "group": row.group, "preset": row.preset, "current": row.current, **row.summary}
+            for row in stage.catalog.models()
+        ],
+        "rate": [_rate(row, certificates[row.series]) for row in rows if row.series in certificates],
+        "settings": stage.settings.model_dump(mode="json", exclude={"sources", "database", "linkage"}),
+        "versions": versions(),
+    }
+
+
+@task(name="figures", cache_policy=NO_CACHE, persist_result=False)
+def gather_figures(stage: Stage, data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Original, decoded and difference of the middle slice of the worst series, by PSNR, as PNG in base64."""
+    from tasks.figures import triptych  # matplotlib, which only the report needs
+
+    measured = [entry for entry in data["series"] if entry["psnr"] is not None]
+    worst = sorted(measured, key=lambda entry: entry["psnr"])[:WORST]
+    return [
+        {**entry, "figure": base64.b64encode(triptych(*slices(stage, entry["series"]))).decode()} for entry in worst
+    ]
+
+
+def slices(stage: Stage, series: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """The middle slice of a series as float32 [y, x] or [3, y, x]: original, decoded, and its modality."""
+    row = stage.catalog.one(series)
+    workspace = stage.workspace
+    original = StoredVolume(workspace.volumes / row.series / row.volume_version)
+    codes = StoredCodes(workspace.codes / row.series / row.codes_version).read()
+    decoded = decode_codes(load(workspace.models / codes.model, codes.model), codes)
+    middle = original.slices // 2
+    values = decoded.values().reshape(-1, *original.slab_values(middle, middle + 1).shape[1:])
+    return original.slab_values(middle, middle + 1)[0], values[middle], row.modality
+
+
+def _series(row: SeriesRow, certificate: CertificateRow | None) -> dict[str, Any]:
+    data = certificate.data if certificate else {}
+    return {
+        "series": row.series,
+        "group": row.group,
+        "modality": row.modality,
+        "shape": list(row.shape),
+        "state": row.state,
+        "psnr": data.get("psnr"),
+        "ssim": data.get("ssim"),
+        "bits_per_voxel_disk": data.get("bits_per_voxel", {}).get("disk"),
+        "max_error": data.get("max_error"),
+        "units": row.units,
+        "reasons": data.get("reasons", []) or ([row.reason] if row.reason else []),
+    }
+
+
+def _group(rows: list[SeriesRow], certificates: dict[str, CertificateRow], name: str, gate: dict) -> dict[str, Any]:
+    data = [certificates[row.series].data for row in rows if row.series in certificates]
+    bits = [entry["bits_per_voxel"] for entry in data]
+    psnr = [entry["psnr"] for entry in data if entry["psnr"] is not None]
+    return {
+        "group": name,
+        "series": len(rows),
+        "voxels": sum(row.voxels for row in rows),
+        "model": data[0]["model"] if data else None,
+        "psnr_mean": _mean(psnr),
+        "psnr_worst_decile": float(np.percentile(psnr, 10)) if psnr else None,
+        "ssim_mean": _mean([entry["ssim"] for entry in data if entry["ssim"] is not None]),
+        "bits_per_voxel_fixed": _mean([entry["fixed"] for entry in bits]),
+        "bits_per_voxel_entropy": _mean([entry["entropy"] for entry in bits]),
+        "bits_per_voxel_disk": _mean([entry["disk"] for entry in bits]),
+        "ratio": _mean([entry["ratio"] for entry in data]),
+        "passed": sum(bool(entry["passed"]) for entry in data),
+        "failed": sum(not entry["passed"] for entry in data),
+        "gate": gate,
+    }
+
+
+def _rate(row: SeriesRow, certificate: CertificateRow) -> dict[str, Any]:
+    data = certificate.data
+    return {
+        "series": row.series,
+        "group": row.group,
+        "bits_per_voxel": data["bits_per_voxel"]["disk"],
+        "psnr": data["psnr"],
+        "jpeg2000_psnr": data.get("jpeg2000_psnr"),
+    }
+
+
+def _stage(run: Any) -> dict[str, Any]:
+    return {"stage": run.verb, "run": run.run, "state": run.state, **run.counts}
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result, and the commit of voxbook where it runs from a checkout."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    home = Path(__file__).resolve().parent.parent
+    git = subprocess.run(["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = git.stdout.strip() if git.returncode == 0 else "not a checkout"
+    return {
+        "voxbook": importlib.metadata.version("voxbook"),
+        "git": commit,
+        "python": platform.python_version(),
+        **found,
+    }
