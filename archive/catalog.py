@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import URL, delete, insert, select, update
 
 from archive.catalog_commits import CatalogCommits, finite
-from archive.catalog_engine import open_database, prepare, reading, upsert, writing
-from archive.catalog_queries import parts, select_one, unprotected
+from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
+from archive.catalog_queries import parts, select_one
 from archive.catalog_schema import (
     CertificateRow,
     EncodingCommit,
@@ -64,7 +64,7 @@ __all__ = [
 class Catalog(CatalogCommits):
     """A database of versions and states; every method is one transaction, and every write may be repeated."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         """Open, and make the tables in an empty database. Raises ConfigError NETWORK_FS; StoreError SCHEMA, DAMAGED."""
         self.engine = open_database(url)
         prepare(self.engine, tables, meta, SCHEMA)
@@ -93,7 +93,7 @@ class Catalog(CatalogCommits):
         """Enter a source, or its kind anew."""
         row = {"alias": alias, "kind": kind, "registered_at": now()}
         with writing(self.engine) as connection:
-            connection.execute(upsert(self.engine, sources, [row], keep=("registered_at",)))
+            upsert(connection, sources, [row], keep=("registered_at",))
 
     def start_run(self, verb: str) -> str:
         """Enter a run and return its id, which sorts by time: 20261122T130000-ab12cd."""
@@ -110,18 +110,19 @@ class Catalog(CatalogCommits):
             changes = {"ended_at": now(), "state": state, "counts": finite(counts or {})}
             connection.execute(update(runs).where(runs.c.run == run).values(**changes))
 
-    def set_quarantine(self, source: str, rows: Iterable[QuarantineRow], run: str) -> None:
+    def set_quarantine(self, source: str, found: Iterable[QuarantineRow], run: str) -> None:
         """Make these the refused items of a source: first_seen of known ones stays, those gone are dropped."""
         when = now()
-        fresh = {row.key: asdict(replace(row, source=source, run=run, first_seen=when, last_seen=when)) for row in rows}
+        fresh = {
+            row.key: asdict(replace(row, source=source, run=run, first_seen=when, last_seen=when)) for row in found
+        }
         with writing(self.engine) as connection:
             gone = delete(quarantine).where(quarantine.c.source == source)
             known = connection.execute(select(quarantine.c.key).where(quarantine.c.source == source)).scalars()
             for part in parts(key for key in known if key not in fresh):
                 connection.execute(gone.where(quarantine.c.key.in_(part)))
-            for row in fresh.values():
-                row["numbers"] = finite(row["numbers"])
-                connection.execute(upsert(self.engine, quarantine, [row], keep=("first_seen",)))
+            rows = [{**row, "numbers": finite(row["numbers"])} for row in fresh.values()]
+            upsert(connection, quarantine, rows, keep=("first_seen",))
 
     # -- series and models
 
@@ -170,22 +171,25 @@ class Catalog(CatalogCommits):
             for table in (series_table, versions, sightings, encodings, certificates):
                 connection.execute(delete(table).where(table.c.series == name))
             connection.execute(delete(quarantine).where(quarantine.c.key == name))
+        wipe_log(self.engine)
 
     def drop_superseded(self, keep: Iterable[str] = ()) -> int:
         """Drop the rows of versions that no series points at, but of the series in `keep`; returns how many.
 
         Their certificates go with them, and their folders become orphans.
         """
-        keep = list(keep)
-        dropped = 0
+        kept, dropped = set(keep), 0
         with writing(self.engine) as connection:
             for table, pointer in (
                 (versions, series_table.c.volume_version),
                 (encodings, series_table.c.codes_version),
             ):
                 pointed = select(pointer).where(pointer.is_not(None))
-                old = delete(table).where(table.c.version.not_in(pointed), unprotected(table.c.series, keep))
-                dropped += connection.execute(old).rowcount
+                query = select(table.c.version, table.c.series).where(table.c.version.not_in(pointed))
+                old = [row.version for row in connection.execute(query) if row.series not in kept]
+                for part in parts(old):
+                    connection.execute(delete(table).where(table.c.version.in_(part)))
+                dropped += len(old)
             orphaned = certificates.c.version.not_in(select(encodings.c.version))
             connection.execute(delete(certificates).where(orphaned))
             connection.execute(delete(sightings).where(sightings.c.version.not_in(select(versions.c.version))))

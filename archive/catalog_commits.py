@@ -74,7 +74,7 @@ class CatalogCommits(CatalogQueries):
         sighting = {
             "source": item.source, "series": item.series, "version": version, "fingerprint": item.fingerprint
         }  # fmt: skip
-        connection.execute(upsert(self.engine, sightings, [sighting]))
+        upsert(connection, sightings, [sighting])
         return Outcome(item.series, version, status)
 
     def _insert_volume(self, connection: Connection, item: VolumeCommit, row: SeriesRow | None, when: str) -> None:
@@ -93,7 +93,7 @@ class CatalogCommits(CatalogQueries):
             created_at=when,
         )
         # ON CONFLICT: a repeated commit of a version that another one has replaced since must not fail.
-        connection.execute(upsert(self.engine, versions, [asdict(version)], keep=("created_at", "checked_at")))
+        upsert(connection, versions, [asdict(version)], keep=("created_at", "checked_at"))
         fresh = SeriesRow(
             series=item.series,
             patient=item.patient,
@@ -113,7 +113,7 @@ class CatalogCommits(CatalogQueries):
             first_seen=row.first_seen if row else when,
             last_seen=when,
         )
-        connection.execute(upsert(self.engine, series_table, [asdict(fresh)], keep=("first_seen",)))
+        upsert(connection, series_table, [asdict(fresh)], keep=("first_seen",))
         expire = update(certificates).where(certificates.c.series == item.series)
         connection.execute(expire.values(expired=True))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import Connection, Engine, MetaData, Table, create_engine, event, inspect, select
+from sqlalchemy import URL, Connection, Engine, MetaData, Table, create_engine, event, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 
@@ -23,7 +23,7 @@ _NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
 _LOCK = 0x766F78626F6F6B  # "voxbook"
 
 
-def open_database(url: str) -> Engine:
+def open_database(url: str | URL) -> Engine:
     """An engine whose writing transactions follow one another, in this process and in all others.
 
     SQLite: file made 0600, WAL, synchronous=FULL, foreign keys, BEGIN IMMEDIATE for writes, 30 s of patience.
@@ -87,25 +87,44 @@ def prepare(engine: Engine, tables: MetaData, meta: Table, schema: str) -> None:
         raise StoreError("SCHEMA", f"schema {found} found, {schema} wanted")
 
 
-def upsert(engine: Engine, table: Table, rows: list[dict[str, Any]], *, keep: tuple[str, ...] = ()) -> Any:
-    """INSERT … ON CONFLICT on the primary key: update every other column but those to keep."""
-    if engine.dialect.name == "postgresql":
+def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]], *, keep: tuple[str, ...] = ()) -> None:
+    """INSERT … ON CONFLICT on the primary key: update every other column that the rows have, but those to keep."""
+    if rows:
+        connection.execute(upsert_of(connection.dialect.name, table, tuple(rows[0]), keep), rows)
+
+
+def upsert_of(dialect: str, table: Table, columns: tuple[str, ...], keep: tuple[str, ...] = ()) -> Any:
+    """The statement of `upsert`; without values, so that SQLAlchemy compiles it once for any number of rows."""
+    if dialect == "postgresql":
         from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 
-        statement: Any = insert_postgresql(table).values(rows)
+        statement: Any = insert_postgresql(table)
     else:
         from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
-        statement = insert_sqlite(table).values(rows)
-    primary = [column.key for column in table.primary_key]
+        statement = insert_sqlite(table)
+    left = {*(column.key for column in table.primary_key), *keep}
     changed = {
         column: statement.excluded[column.key]
         for column in table.columns
-        if column.key not in primary and column.key not in keep and column.key in rows[0]
+        if column.key in columns and column.key not in left
     }
     if not changed:
         return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
     return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
+
+
+def wipe_log(engine: Engine) -> None:
+    """Empty SQLite's write-ahead log, which keeps old pages until then; after something was erased for good.
+
+    A reader in another process may keep the log's end alive; the next call, or closing, empties it.
+    """
+    if engine.dialect.name == "sqlite":
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            raw.close()
 
 
 def on_network(path: Path, mounts: list[tuple[str, str]] | None = None) -> bool:
@@ -143,6 +162,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA secure_delete=ON")  # what is forgotten leaves no bytes in free pages
 
 
 def _begin(connection: Connection) -> None:

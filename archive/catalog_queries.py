@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, and_, or_, select
+from sqlalchemy import Connection, Engine, Select, Table, and_, select
 
 from archive.catalog_engine import reading
 from archive.catalog_schema import (
@@ -226,11 +226,6 @@ def parts(names: Iterable[str]) -> Iterable[list[str]]:
     """Lists short enough for one IN (...)."""
     whole = list(names)
     return (whole[at : at + PART] for at in range(0, len(whole), PART))
-
-
-def unprotected(column: Any, names: Iterable[str]) -> Any:
-    """A condition: the column is none of the names, however many there are."""
-    return ~or_(*(column.in_(part) for part in parts(names))) if (names := list(names)) else column.is_not(None)
 
 
 def _unchecked(table: Table) -> tuple[Any, ...]:

@@ -147,7 +147,7 @@ def _decode(path: str) -> np.ndarray:
     import pydicom
     from pydicom.pixels import pixel_array
 
-    import archive.headers  # noqa: F401  (silences pydicom, as everywhere)
+    import archive.part10  # noqa: F401  (silences pydicom, as everywhere)
 
     # Bits are masked and sign-extended by the reader, colour is left as it is coded.
     array = pixel_array(pydicom.dcmread(path), index=0, raw=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from archive import headers
+from archive import part10
 from archive.decoder import PixelDecoder
 from archive.errors import InputError
 from archive.geometry import Geometry
@@ -30,7 +30,7 @@ def frame_bytes(header: dict[str, Any]) -> int:
 
 def is_native(header: dict[str, Any]) -> bool:
     """Whether the pixels lie in the file uncompressed (a missing transfer syntax with a length means so)."""
-    return header["syntax"] in headers.NATIVE or (not header["syntax"] and header["pixels"][2] >= 0)
+    return header["syntax"] in part10.NATIVE or (not header["syntax"] and header["pixels"][2] >= 0)
 
 
 def read_slice(path: Path, header: dict[str, Any], decoder: PixelDecoder) -> np.ndarray:
@@ -90,9 +90,9 @@ def _native(path: Path, header: dict[str, Any]) -> np.ndarray:
     expected = frame_bytes(header)
     try:
         with path.open("rb") as file:
-            if header["syntax"] == headers.DEFLATED:
-                headers.skip_meta(file)
-                source: Any = BytesIO(headers.inflate(file, offset + expected))
+            if header["syntax"] == part10.DEFLATED:
+                part10.skip_meta(file)
+                source: Any = BytesIO(part10.inflate(file, offset + expected))
             else:
                 source = file
             source.seek(offset)

@@ -6,7 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from archive.errors import StoreError
+from archive.errors import StoreError, TransientError
+from archive.leases import Leases
 from archive.workspace import Workspace
 
 
@@ -20,7 +21,7 @@ class Erased:
 
 
 def erase(workspace: Workspace, *, series: str | None = None, patient: str | None = None) -> Erased:
-    """Erase one series, or all of a patient; raises StoreError NOT_FOUND.
+    """Erase one series, or all of a patient; raises StoreError NOT_FOUND, TransientError LEASED.
 
     The bytes go first and the rows last, so that a killed erasure can be found and repeated.
     """
@@ -30,12 +31,22 @@ def erase(workspace: Workspace, *, series: str | None = None, patient: str | Non
         names = [row.series for row in workspace.catalog.series() if row.patient == patient]
     if not names:
         raise StoreError("NOT_FOUND", "no series of that patient is known")
+    with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
+        return _erase(workspace, names, leases)
+
+
+def _erase(workspace: Workspace, names: list[str], leases: Leases) -> Erased:
+    wanted = [f"series:{name}" for name in names]
+    if len(leases.acquire(wanted)) < len(wanted):
+        workspace.catalog.end_run(leases.run, "failed", {"code": "LEASED"})
+        raise TransientError("LEASED")
     folders = sum(_remove(root / name) for root in (workspace.volumes, workspace.codes) for name in names)
     reports = sum(_remove(folder) for folder in _reports_of(workspace.reports, names))
     # Linkage holds originals: it goes before the catalog rows that would lead to it.
     for name in names:
         workspace.linkage.forget(series_id=name)
         workspace.catalog.remove_series(name)
+    workspace.catalog.end_run(leases.run, "completed", {"series": len(names)})
     return Erased(series=len(names), folders=folders, reports=reports)
 
 

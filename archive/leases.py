@@ -63,9 +63,7 @@ class Leases:
         with writing(self.catalog.engine) as connection:
             held = _held(connection, wanted)
             granted = [name for name in wanted if name not in held or held[name].run == self.run]
-            rows = [asdict(self._lease(name)) for name in granted]
-            for part in (rows[at : at + 50] for at in range(0, len(rows), 50)):
-                connection.execute(upsert(self.catalog.engine, leases, part))
+            upsert(connection, leases, [asdict(self._lease(name)) for name in granted])
         return granted
 
     def release(self, resources: Iterable[str]) -> None:

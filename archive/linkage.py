@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from sqlalchemy import JSON, Column, MetaData, Table, Text, delete, select
+from sqlalchemy import JSON, URL, Column, MetaData, Table, Text, delete, select
 
-from archive.catalog_engine import open_database, prepare, reading, upsert, writing
+from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
 from archive.catalog_queries import parts
 from archive.errors import StoreError
 
 SCHEMA = "linkage-1"
-ROWS = 50  # of one INSERT: SQLite binds a limited number of values
 
 tables = MetaData()
 meta = Table("linkage_meta", tables, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
 sources = Table(
-    "linkage_sources", tables, Column("alias", Text, primary_key=True), Column("path", Text, nullable=False)
+    "linkage_sources",
+    tables,
+    Column("alias", Text, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("exclude", JSON, nullable=False),
 )
 files = Table(
     "linkage_files",
@@ -57,7 +60,7 @@ class Plan(Protocol):
 class Linkage:
     """A private database beside the catalog; every method is one transaction and may be repeated."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         """Open, and make the tables in an empty database; raises as archive.catalog.Catalog does."""
         self.engine = open_database(url)
         prepare(self.engine, tables, meta, SCHEMA)
@@ -66,10 +69,19 @@ class Linkage:
         """Give all connections back."""
         self.engine.dispose()
 
-    def register(self, alias: str, path: str) -> None:
-        """Say where a source lies."""
+    def register(self, alias: str, path: str, exclude: Iterable[str] | None = None) -> None:
+        """Say where a source lies and which globs of it are left out; None: those it had."""
         with writing(self.engine) as connection:
-            connection.execute(upsert(self.engine, sources, [{"alias": alias, "path": str(path)}]))
+            known = connection.execute(select(sources.c.exclude).where(sources.c.alias == alias)).scalar_one_or_none()
+            globs = list(exclude) if exclude is not None else known or []
+            upsert(connection, sources, [{"alias": alias, "path": str(path), "exclude": globs}])
+
+    def excluded(self, alias: str) -> list[str]:
+        """The globs that are left out of a source: what was excluded once stays so in every later run."""
+        with reading(self.engine) as connection:
+            return (
+                connection.execute(select(sources.c.exclude).where(sources.c.alias == alias)).scalar_one_or_none() or []
+            )
 
     def path_of(self, alias: str) -> str:
         """Where a source lies. Raises StoreError NOT_FOUND."""
@@ -97,7 +109,7 @@ class Linkage:
                 for path, entry in entries.items()
                 if known.get(path) != entry
             ]
-            self._upsert(connection, files, changed)
+            upsert(connection, files, changed)
 
     def save_series(self, plans: Iterable[Plan], source: str = "") -> None:
         """Keep who series are, before the catalog knows them."""
@@ -114,7 +126,7 @@ class Linkage:
             for plan in plans
         }
         with writing(self.engine) as connection:
-            self._upsert(connection, series, list(rows.values()))
+            upsert(connection, series, list(rows.values()))
 
     def find_uid(self, uid: str) -> list[str]:
         """Pseudonyms of the series of a SeriesInstanceUID; several where it was split."""
@@ -141,6 +153,8 @@ class Linkage:
 
     def forget(self, *, series_id: str | None = None, patient: str | None = None) -> list[str]:
         """Erase a series or all of a patient, with the entries of their files; returns the series erased."""
+        if (series_id is None) == (patient is None):
+            raise ValueError("forget takes a series or a patient")
         where = series.c.series == series_id if series_id is not None else series.c.patient == patient
         with writing(self.engine) as connection:
             rows = connection.execute(select(series).where(where)).all()
@@ -148,8 +162,5 @@ class Linkage:
                 for part in parts(row.files):
                     connection.execute(delete(files).where(files.c.source == row.source, files.c.path.in_(part)))
             connection.execute(delete(series).where(where))
+        wipe_log(self.engine)
         return sorted({row.series for row in rows})
-
-    def _upsert(self, connection: Any, table: Table, rows: list[dict[str, Any]]) -> None:
-        for at in range(0, len(rows), ROWS):
-            connection.execute(upsert(self.engine, table, rows[at : at + ROWS]))

@@ -38,9 +38,10 @@ def read_nifti_header(path: Path, size: int) -> dict[str, Any]:
         if not isinstance(image, nibabel.nifti1.Nifti1Image):  # NIfTI-2 is a kind of it
             raise InputError("UNKNOWN_FORMAT")
         affine = np.asarray(header.get_best_affine(), dtype=float)
-        slope, intercept = image.dataobj.slope, image.dataobj.inter
+        stored: Any = image.dataobj
+        slope, intercept = stored.slope, stored.inter
         shape = [int(length) for length in header.get_data_shape()]
-        dtype, offset = header.get_data_dtype(), int(image.dataobj.offset)
+        dtype, offset = header.get_data_dtype(), int(stored.offset)
         unit = header.get_xyzt_units()[1]
     except InputError:
         raise

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+READER = 1  # counts up when headers are read in another way; entries of another number are read again
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -14,6 +16,7 @@ class FileEntry:
 
     path: relative to the source root, posix. kind: dicom, nifti, picture, skipped or refused.
     note: skipped: its class (RTSTRUCT, SIDECAR, ...); refused: the reason code; else empty.
+    reader: the READER that made it.
     header: JSON-ready; what grouping and reading need, original UIDs included, so it stays in the linkage.
     """
 
@@ -24,6 +27,7 @@ class FileEntry:
     kind: str
     note: str = ""
     header: dict[str, Any] | None = field(default=None, repr=False)
+    reader: int = READER
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
@@ -41,8 +45,9 @@ class SeriesPlan:
 
     kind: dicom, nifti or picture. series, patient: pseudonyms. voxels: over all axes.
     fingerprint: sha256 over path, size and mtime of its files; it changes when one of them does.
-    identity, patient_identity: the originals, for the linkage only. root, files: private; files in t-major, z-minor
-    order. details: Volume attributes beside the voxels; tables: one header per file of `files`.
+    identity, patient_identity: the originals, for the linkage only.
+    root, files: private; files in t-major, z-minor order. folded: copies of them, which are not read.
+    details: Volume attributes beside the voxels. tables: one header per file of `files`.
     """
 
     kind: str
@@ -59,6 +64,7 @@ class SeriesPlan:
     files: tuple[str, ...] = field(repr=False)
     details: dict[str, Any] = field(repr=False)
     tables: tuple[dict[str, Any], ...] = field(repr=False)
+    folded: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

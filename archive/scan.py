@@ -12,11 +12,11 @@ from typing import Any
 
 import pathspec
 
-from archive import dicom, headers, nifti, pictures, series
+from archive import dicom, headers, nifti, part10, pictures, series
 from archive.decoder import PixelDecoder
 from archive.errors import InputError
 from archive.keys import Pseudonyms
-from archive.plans import FileEntry, Finding, ScanResult, SeriesPlan
+from archive.plans import READER, FileEntry, Finding, ScanResult, SeriesPlan
 from archive.series import read_series
 from archive.settings import IngestSettings
 
@@ -139,7 +139,11 @@ def _walk(root: Path, folder: Path, exclude: pathspec.PathSpec, skipped: Counter
 def _known(seen: Seen, known: Mapping[str, FileEntry]) -> FileEntry | None:
     entry = known.get(seen.path)
     now = seen.status
-    if entry is None or (entry.size, entry.mtime_ns, entry.inode) != (now.st_size, now.st_mtime_ns, now.st_ino):
+    if (
+        entry is None
+        or entry.reader != READER
+        or (entry.size, entry.mtime_ns, entry.inode) != (now.st_size, now.st_mtime_ns, now.st_ino)
+    ):
         return None
     return entry
 
@@ -159,7 +163,7 @@ def _look(folder: Path, seen: Seen) -> FileEntry:
         with path.open("rb") as file:
             start = file.read(132)
         named = lower.endswith(DICOM_NAMES)
-        if headers.looks_like_dicom(start):
+        if part10.looks_like_dicom(start):
             header = headers.read_header(path)
             kind, note = _classify(header)
             return replace(blank, kind=kind, note=note, header=None if kind == "refused" else header)

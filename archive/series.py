@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from archive import dicom, headers, nifti, pictures
+from archive import dicom, nifti, part10, pictures
 from archive.decoder import PixelDecoder
 from archive.errors import InputError
 from archive.keys import Pseudonyms
@@ -126,7 +124,7 @@ def damage(entry: FileEntry) -> str:
     if dicom.is_native(header):
         _, offset, length, _, _ = header["pixels"]
         expected = dicom.frame_bytes(header)
-        at_hand = length if header["syntax"] == headers.DEFLATED else min(length, entry.size - offset)
+        at_hand = length if header["syntax"] == part10.DEFLATED else min(length, entry.size - offset)
         if at_hand < expected:
             return "TRUNCATED"
         if length >= 2 * expected:
@@ -243,6 +241,7 @@ def _plan(uid: str, split: tuple[str, ...], members: list[FileEntry], context: C
         root=context.root,
         files=tuple(entry.path for entry in ordered),
         details=_details(first, ordered, stacked),
+        folded=tuple(sorted({entry.path for entry in members} - {entry.path for entry in ordered})),
         tables=tuple(
             {**{key: _header(entry)[key] for key in dicom.TABLE}, "status": [entry.size, entry.mtime_ns]}
             for entry in ordered
@@ -266,7 +265,7 @@ def _details(first: dict[str, Any], ordered: Sequence[FileEntry], stacked: Stack
     if modality == "CT" and first["slope"] is None and first["intercept"] is None and "DERIVED" in first["image_type"]:
         units = "a.u."
     flags = set(stacked.flags)
-    if any(header["lossy"] == "01" or header["syntax"] in headers.LOSSY for header in all_headers):
+    if any(header["lossy"] == "01" or header["syntax"] in part10.LOSSY for header in all_headers):
         flags.add("LOSSY_SOURCE")
     if 1 < stacked.geometry.shape[0] < FEW_SLICES:
         flags.add("FEW_SLICES")
@@ -295,7 +294,7 @@ def _common(dicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _finding(error: InputError, key: str, members: Sequence[FileEntry]) -> Finding:
-    numbers = {name: float(value) for name, value in error.context.items() if np.isreal(value)}
+    numbers = {name: float(value) for name, value in error.context.items() if isinstance(value, (int, float))}
     modality = _header(members[0])["modality"]
     return Finding(
         code=error.code,

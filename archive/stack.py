@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,7 +58,7 @@ def stack(members: Sequence[FileEntry], settings: IngestSettings, digest: Callab
     tolerance = min(POSITION_TOLERANCE_MM, 0.1 * min(first["spacing"]))
     columns = _columns(kept, normal, tolerance)
     if len({len(column) for column in columns}) > 1 or _time_order(columns) in (None, *WEAK_KEYS):
-        columns = [_unlike(column, digest) for column in columns]
+        columns = _folded(columns, digest)
     rows, key = _rows(columns)
     flags = [] if sum(map(len, columns)) == len(members) else ["DUPLICATES_FOLDED"]
     geometry, more = _geometry(rows, first, (along_x, along_y, normal), settings.spacing_tolerance)
@@ -94,6 +95,19 @@ def _columns(entries: Sequence[FileEntry], normal: np.ndarray, tolerance: float)
             start = place
         columns[-1].append(entry)
     return columns
+
+
+def _folded(columns: list[list[FileEntry]], digest: Callable[[FileEntry], str]) -> list[list[FileEntry]]:
+    """Positions without copies of pixels under another UID.
+
+    Where that leaves one image each, all repetition was copying. Else only positions with more images than most are
+    folded: in a time series, slices outside the body may well be equal.
+    """
+    unlike = [_unlike(column, digest) for column in columns]
+    if all(len(column) == 1 for column in unlike):
+        return unlike
+    usual = Counter(len(column) for column in columns).most_common(1)[0][0]
+    return [fewer if len(column) > usual else column for column, fewer in zip(columns, unlike, strict=True)]
 
 
 def _unlike(column: list[FileEntry], digest: Callable[[FileEntry], str]) -> list[FileEntry]:
@@ -234,11 +248,8 @@ def _check_spacing(places: np.ndarray, tolerance: float) -> None:
     steps = np.diff(places)
     median, largest = float(np.median(steps)), float(steps.max())
     fitted = float(places[-1]) / (len(places) - 1)
-    numbers: dict[str, Any] = {
-        "median_mm": round(median, 4),
-        "gap_mm": round(largest, 4),
-        "least_mm": round(float(steps.min()), 4),
-    }
+    measured = {"median_mm": median, "gap_mm": largest, "least_mm": float(steps.min())}
+    numbers: dict[str, Any] = {name: round(value, 4) for name, value in measured.items()}
     if largest >= 1.5 * median:
         raise InputError("MISSING_SLICE", **numbers)
     if np.abs(steps - fitted).max() > tolerance * fitted:

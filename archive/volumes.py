@@ -266,7 +266,7 @@ def blocks(shape: tuple[int, ...], shards: tuple[int, ...]) -> Iterator[tuple[sl
 def write_blocks(array: zarr.Array, values: np.ndarray) -> None:
     """Write shard by shard, read each back and compare its bytes. Raises StoreError DAMAGED."""
     for region in blocks(array.shape, array.shards or array.chunks):
-        part = np.ascontiguousarray(values[region])
+        part = np.ascontiguousarray(values[region], dtype=array.dtype)
         array[region] = part
         if np.ascontiguousarray(array[region]).tobytes() != part.tobytes():
             raise StoreError("DAMAGED", "a block read back differs from what was written")

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from sqlalchemy import URL
+
 from archive.catalog import Catalog
 from archive.errors import ConfigError, StoreError
 from archive.keys import Pseudonyms
@@ -53,25 +55,25 @@ class Workspace:
     @cached_property
     def catalog(self) -> Catalog:
         """The catalog, held to the pseudonym key. Raises MismatchError WRONG_KEY and what opening raises."""
-        catalog = Catalog(self.settings.database or f"sqlite:///{self.root / 'catalog.sqlite'}")
+        catalog = Catalog(self.settings.database or _sqlite(self.root / "catalog.sqlite"))
         catalog.bind_key(self.pseudonyms.fingerprint)
         return catalog
 
     @cached_property
     def linkage(self) -> Linkage:
         """The linkage of pseudonyms and originals."""
-        return Linkage(self.settings.linkage or f"sqlite:///{self.root / 'linkage.sqlite'}")
+        return Linkage(self.settings.linkage or _sqlite(self.root / "linkage.sqlite"))
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:
         """Under the key of this user or of VOXBOOK_KEY."""
         return Pseudonyms.load()
 
-    def register_source(self, path: Path | str, alias: str | None = None) -> str:
-        """Give a source folder or file an alias, its pseudonym by default; the path stays in the linkage."""
+    def register_source(self, path: Path | str, alias: str | None = None, exclude: Iterable[str] | None = None) -> str:
+        """Give a source folder or file an alias, its pseudonym by default; path and globs stay in the linkage."""
         place = str(Path(path).expanduser().absolute())
         name = alias or self.pseudonyms.source(place)
-        self.linkage.register(name, place)  # the linkage first: an alias in the catalog can always be led back
+        self.linkage.register(name, place, exclude)  # the linkage first: an alias in the catalog can always be led back
         self.catalog.register_source(name, "folder" if Path(place).is_dir() else "file")
         return name
 
@@ -81,6 +83,10 @@ class Workspace:
             opened = self.__dict__.pop(name, None)
             if opened is not None:
                 opened.close()
+
+
+def _sqlite(path: Path) -> URL:
+    return URL.create("sqlite", database=str(path))  # as text, a ? or # in a folder's name would end the path
 
 
 class Current(Mapping[str, Stored], Generic[Stored]):

@@ -146,13 +146,13 @@ def show(data: dict[str, Any], outcomes: list[Outcome]) -> None:
     """The same for people."""
     for outcome in outcomes:
         sys.stdout.write(f"{outcome.sentence}\n")
-    keys = ("group", "series", "voxels", "ratio", "psnr", "ssim", "bits_per_voxel")
-    console.table(keys, [[group[key] for key in keys] for group in data["groups"]], "\nwhat the codes keep")
-    keys = ("group", "series", "shape", "volume_error", "codes_error", "units")
-    rows = [[item[key][:12] if key == "series" else item[key] for key in keys] for item in data["decoded"]]
-    console.table(keys, rows, "\nwhat comes back, largest error of any voxel")
-    rows = [(name, float(stage["seconds"])) for name, stage in data["stages"].items()]
-    console.table(("stage", "seconds"), [*rows, ("together", data["seconds"])], "\nhow long it took")
+    kept = ("group", "series", "voxels", "ratio", "psnr", "ssim", "bits_per_voxel")
+    console.table(kept, [[group[key] for key in kept] for group in data["groups"]], "\nwhat the codes keep")
+    back = ("group", "series", "shape", "volume_error", "codes_error", "units")
+    rows = [[item[key][:12] if key == "series" else item[key] for key in back] for item in data["decoded"]]
+    console.table(back, rows, "\nwhat comes back, largest error of any voxel")
+    times = [(name, float(stage["seconds"])) for name, stage in data["stages"].items()]
+    console.table(("stage", "seconds"), [*times, ("together", data["seconds"])], "\nhow long it took")
     sys.stdout.write(f"\nreport: {data['report']}\nNot for diagnostic use.\n")
 
 

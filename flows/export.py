@@ -57,7 +57,6 @@ def export(workspace: Workspace, series: str, out: Path, tier: Tier = "auto", le
         description = "voxbook volume"
     else:
         from model.bundle import load
-
         from model.decode import decode_codes
 
         version = row.codes_version or ""

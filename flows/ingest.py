@@ -14,11 +14,10 @@ from tasks.ingest import IngestCounts, ingest_source
 from tasks.stage import Outcome, call, open_stage
 
 Sources = Annotated[list[str], Field(description="Aliases of sources, as in [sources]; none: all of them.")]
-Exclude = Annotated[list[str], Field(description="Globs of relative paths to leave out, as in .gitignore.")]
 
 
 @flow(name="ingest", flow_run_name="ingest {workspace}", persist_result=False, validate_parameters=True)
-def ingest(workspace: WorkspacePath, sources: Sources = [], exclude: Exclude = [], settings: Overrides = []) -> Outcome:
+def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides = []) -> Outcome:
     """Bring new and changed series of the sources into the volume store; refuse the rest with a reason."""
     with open_stage("ingest", workspace, settings, create=True) as stage:
         known = {source.alias for source in stage.catalog.sources()}
@@ -30,7 +29,7 @@ def ingest(workspace: WorkspacePath, sources: Sources = [], exclude: Exclude = [
                 raise StoreError("NOT_FOUND", f"no source is called {alias!r}", hint="name it in [sources]")
         counts = IngestCounts()
         for alias in aliases:
-            counts += call(ingest_source, stage, alias, exclude)
+            counts += call(ingest_source, stage, alias)
         shown = {
             "series ingested": counts.ingested,
             "unchanged": counts.unchanged,

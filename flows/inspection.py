@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from archive.catalog_schema import CertificateRow, SeriesRow
-from archive.errors import StoreError
+from archive.errors import REASONS, StoreError
 from archive.workspace import Workspace
 from flows.console import table
 
@@ -80,38 +81,49 @@ def series_entry(row: SeriesRow, certificate: CertificateRow | None, encoding: A
 
 def show(data: dict[str, Any]) -> None:
     """The same for people."""
-    columns = ("series", "group", "shape", "dtype", "spacing_mm", "state", "psnr", "ssim", "bits_per_voxel")
     if data["series"]:
-        rows = [
-            (
-                entry["series"][:12],
-                entry["group"],
-                "x".join(map(str, entry["shape"])),
-                entry["dtype"],
-                "x".join(f"{size:g}" for size in entry["spacing_mm"]),
-                entry["state"] + (f" ({entry['reason']})" if entry["reason"] else ""),
-                entry["psnr"],
-                entry["ssim"],
-                entry["bits_per_voxel"],
-            )
-            for entry in data["series"]
-        ]
-        table(columns, rows)
+        columns: Sequence[str] = (
+            "series",
+            "group",
+            "shape",
+            "dtype",
+            "spacing_mm",
+            "state",
+            "psnr",
+            "ssim",
+            "bits_per_voxel",
+        )
+        table(columns, [_series_row(entry) for entry in data["series"]])
     if data["models"]:
-        rows = [
-            (entry["model"][:12], entry["group"], entry["preset"], "yes" if entry["current"] else "", entry.get("psnr"))
-            for entry in data["models"]
-        ]
-        table(("model", "group", "preset", "current", "psnr"), rows)
+        columns = ("model", "group", "preset", "current", "psnr")
+        table(columns, [[_cell(entry.get(key), key) for key in columns] for entry in data["models"]])
     if data["quarantine"]:
-        from archive.errors import REASONS
-
-        rows = [(entry["code"], entry["count"], REASONS[entry["code"]].hint) for entry in data["quarantine"]]
-        table(("quarantine", "count", "what to do"), rows)
+        refused = [(entry["code"], entry["count"], REASONS[entry["code"]].hint) for entry in data["quarantine"]]
+        table(("quarantine", "count", "what to do"), refused)
     if data.get("certificate"):
         table(("certificate", "value"), [(key, str(value)) for key, value in data["certificate"].items()])
     if not data["series"] and not data["models"]:
         sys.stdout.write("inspect: the workspace is empty\n")
+
+
+def _series_row(entry: dict[str, Any]) -> list[Any]:
+    return [
+        entry["series"][:12],
+        entry["group"],
+        "x".join(map(str, entry["shape"])),
+        entry["dtype"],
+        "x".join(f"{size:.3g}" for size in entry["spacing_mm"]),
+        entry["state"] + (f" ({entry['reason']})" if entry["reason"] else ""),
+        entry["psnr"],
+        entry["ssim"],
+        entry["bits_per_voxel"],
+    ]
+
+
+def _cell(value: Any, key: str) -> Any:
+    if key == "model":
+        return value[:12]
+    return ("yes" if value else "") if key == "current" else value
 
 
 def find_uid(workspace: Workspace, uid: str) -> str:
@@ -127,9 +139,8 @@ def show_identity(workspace: Workspace, item: str | None) -> None:
     if item is None:
         raise StoreError("NOT_FOUND", "--reveal needs a SERIES")
     row = workspace.catalog.one(item)
-    found = workspace.linkage.reveal(row.series)
-    for name in ("series", "patient", "sources", "identity", "patient_identity", "files"):
-        sys.stdout.write(f"{name}: {getattr(found, name)}\n")
+    for name, value in workspace.linkage.reveal(row.series).items():
+        sys.stdout.write(f"{name}: {value}\n")
 
 
 def _find(workspace: Workspace, item: str) -> tuple[list[SeriesRow], list[Any]]:

@@ -28,8 +28,8 @@ def initialise(root: Path, sources: list[Path]) -> dict[str, Any]:
     voxels: Counter[str] = Counter()
     series: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    for alias, source in aliases.items():
-        found = scan(Path(source), alias=alias, pseudonyms=Pseudonyms.load())
+    for alias, folder in aliases.items():
+        found = scan(Path(folder), alias=alias, pseudonyms=Pseudonyms.load())
         refused.update(finding.code for finding in found.findings)
         for plan in found.plans:
             voxels[plan.group] += plan.voxels

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 def ingest(
     workspace: Workspace,
     sources: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE]...", help="Folders or files.")] = None,
-    exclude: Annotated[list[str], typer.Option("--exclude", metavar="GLOB", help="Leave out, as in .gitignore.")] = [],
+    exclude: Annotated[
+        list[str], typer.Option("--exclude", metavar="GLOB", help="Leave out of SOURCE, now and in later runs.")
+    ] = [],
     settings: Set = [],
     as_json: Json = False,
 ) -> None:
@@ -33,12 +35,18 @@ def ingest(
     """
     from archive.workspace import Workspace as Home
 
+    if exclude and not sources:
+        raise ConfigError("BAD_USAGE", "--exclude belongs to a SOURCE", hint="name the SOURCE again with its globs")
     home = Home.open(workspace, settings, create=True)
     missing = [number for number, path in enumerate(sources or [], 1) if not path.exists()]
     if missing:
         raise ConfigError("BAD_USAGE", f"SOURCE number {missing[0]} does not exist", hint="check the path")
-    aliases = [home.register_source(path) for path in sources or []]
-    _run("ingest", as_json, workspace=str(workspace), sources=aliases, exclude=exclude, settings=settings)
+    named = {str(Path(folder).expanduser().absolute()): alias for alias, folder in home.settings.sources.items()}
+    aliases = [
+        home.register_source(path, named.get(str(path.expanduser().absolute())), exclude or None)
+        for path in sources or []
+    ]
+    _run("ingest", as_json, workspace=str(workspace), sources=aliases, settings=settings)
 
 
 def train(

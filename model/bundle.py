@@ -98,7 +98,9 @@ def _load(folder: Path, name: str, device: str) -> VQVAE:
     except FileNotFoundError:
         raise StoreError("MISSING", "a model's files are gone", hint="restore the model", model=name) from None
     except (ValidationError, SafetensorError) as error:
-        raise MismatchError("WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name) from None
+        raise MismatchError(
+            "WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name
+        ) from None
     if identify(weights, config) != name:
         raise MismatchError("WRONG_MODEL", "a model's weights and config are not those of its id", model=name)
     model = VQVAE(config)

@@ -36,9 +36,7 @@ def collect(model: nn.Module, average: list[Tensor], optimiser: torch.optim.Opti
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def restore(
-    checkpoint: Checkpoint, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer
-) -> None:
+def restore(checkpoint: Checkpoint, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back; the three must be new and of the same config."""
     tensors = checkpoint.tensors
     head = "model."

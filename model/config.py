@@ -103,16 +103,19 @@ def preset_for(modality: str, channels: int = 1) -> str:
     return "rgb-2d" if channels == 3 else _BY_MODALITY.get(modality, "picture-2d")
 
 
-def resolve(preset: str, settings: TrainSettings | None = None, *, channels: int = 1, intensity: str = "") -> ModelConfig:
+def resolve(
+    preset: str, settings: TrainSettings | None = None, *, channels: int | None = None, intensity: str | None = None
+) -> ModelConfig:
     """A preset with the overrides of `[train]`; raises ConfigError BAD_VALUE for an unknown preset or a bad value.
 
-    channels, intensity: of the group, where the preset leaves them open (a preset named in voxbook.toml may be used
-    for any modality: `tiny` for CT needs the mapping of CT).
+    channels, intensity: those of the group, which go before the preset's: a preset named in voxbook.toml may be used
+    for any modality, and `tiny` for CT needs the mapping of CT.
     """
     if preset not in PRESETS:
         raise ConfigError("BAD_VALUE", f"no preset {preset!r}", hint=f"one of {', '.join(PRESETS)}")
-    values: dict[str, Any] = {"preset": preset, "channels": channels, **({"intensity": intensity} if intensity else {})}
-    values |= PRESETS[preset]
+    given = {"channels": channels, "intensity": intensity}
+    values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
+    values |= {key: value for key, value in given.items() if value is not None}
     if settings is not None:
         values |= {key: getattr(settings, key) for key in _OVERRIDES if getattr(settings, key) is not None}
         if settings.width is not None:

@@ -97,9 +97,7 @@ class Decoder:
     def _plan(self) -> list[Tile]:
         cell = self.model.config.downsample
         grid = tuple(math.ceil(size / d) for size, d in zip(self.shape[-3:], cell, strict=True))
-        return tiles(
-            (grid[0], grid[1], grid[2]), *windows(self.model.config.dims, cell, self.model.decoder_halo)
-        )
+        return tiles((grid[0], grid[1], grid[2]), *windows(self.model.config.dims, cell, self.model.decoder_halo))
 
     def into(self, target: np.ndarray, t: int, region: Region) -> None:
         """Write stored values of one time point's region (voxels z y x) into [(c), z, y, x] of the region's size."""
@@ -293,4 +291,3 @@ def _normalise(key: Any, shape: tuple[int, ...]) -> tuple[list[slice], set[int]]
             wanted.append(slice(number, number + 1))
             dropped.add(axis)
     return wanted, dropped
-

@@ -78,7 +78,8 @@ def sample_fidelity(
     similar: dict[int, list[float]] = {}
     peaks: dict[int, Peak] = {}
     counts = np.zeros((model.config.levels, model.config.codebook_size), np.int64)
-    voxels, slices, longest, shown = 0, 0, 0.0, []
+    voxels, slices, longest = 0, 0, 0.0
+    shown: list[tuple[np.ndarray, np.ndarray]] = []
     for i, turn in turns:
         began = time.monotonic()
         if slices and (slices >= most or began + 1.5 * longest > deadline):
@@ -119,22 +120,23 @@ def _piece(source: Source, turn: int, turns: int, depth_wanted: int) -> Volume:
     """A few neighbouring slices as a Volume of their own; turn 0 to turns - 1 walk through the series evenly."""
     depth = source.shape[-3]
     take = min(depth_wanted, depth)
-    at = round((turn + 0.5) / turns * source.slices)
+    at = int((turn + 0.5) / turns * source.slices)
     start = at // depth * depth + min(at % depth, depth - take)
-    stored = source.slab(min(start, source.slices - take), min(start, source.slices - take) + take)
+    stored = source.slab(start, start + take)
     colour = "c" in source.axes
     about = source.attributes
-    scales = {
-        key: tuple(about[key]) if len(about[key]) == 1 else tuple(about[key][start : start + take])
+    slope, intercept = (
+        tuple(about[key]) if len(about[key]) == 1 else tuple(about[key][start : start + take])
         for key in ("slope", "intercept")
-    }
+    )
+    rows, columns = source.shape[-2:]
     return Volume(
         np.moveaxis(stored, 1, 0) if colour else stored,
         "czyx" if colour else "zyx",
-        Geometry.pixels((take, *source.shape[-2:])),
+        Geometry.pixels((take, rows, columns)),
         about["modality"],
         units=source.units,
         photometric=about["photometric"],
-        **scales,
+        slope=slope,
+        intercept=intercept,
     )
-

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-_DECONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_DECONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-def conv(dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
+def conv(dims: int, inputs: int, outputs: int, kernel: int) -> Any:
     """A convolution that keeps the size; zeros beyond the border."""
     return _CONV[dims](inputs, outputs, kernel, padding=kernel // 2)
 
@@ -147,7 +148,6 @@ def operations(layers: Iterable[nn.Module], grids: int) -> float:
             total += 2 * weights * cells
             if isinstance(layer, Up):
                 cells *= _product(layer.stride)
-                total += 0.0
     return total / grids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from model import intensity
 from model.config import ModelConfig
 from model.source import Source, as_source, channel_slab, channels
 
+log = logging.getLogger(__name__)
+
 SLAB = 8  # slices read at once, the stores' chunk along z
 FLAT = 0.02  # a patch whose standard deviation, in the model's range of 2, is below this counts as air
 TRIES = 4  # a flat patch is drawn again so often, then taken: air is capped, not banned
@@ -25,22 +28,28 @@ class PatchSampler:
     """Batches of patches float32 [B, C, *patch] in the model's range.
 
     Series are drawn with voxels ** temperature, slices and places evenly, flat patches again up to three times;
-    flips along y and x. Small images are padded by their edges to the patch. Slabs stay in memory, mapped to the
-    model's range as float16, least recently used out first, within `cache_bytes`.
+    flips along y and x and their exchange. Small images are padded by their edges to the patch. Slabs stay in memory,
+    mapped to the model's range as float16, least recently used out first, within `cache_bytes`.
     """
 
     def __init__(self, volumes: Mapping[str, Any], config: ModelConfig, seed: int, cache_bytes: int) -> None:
         self.config, self.seed, self.cache_bytes = config, seed, cache_bytes
-        self.names = sorted(volumes)
-        self.sources: list[Source] = [as_source(volumes[name]) for name in self.names]
-        if not self.sources:
-            raise InputError("NOTHING_FOUND", "no volumes to train on")
-        for source in self.sources:
+        self.sources: list[Source] = []
+        self.mappings: list[intensity.Mapping] = []
+        for name in sorted(volumes):
+            source = as_source(volumes[name])
             if channels(source) != config.channels:
                 raise InputError("UNSUPPORTED_PIXELS", "grey and colour series need models of their own")
+            try:
+                self.mappings.append(intensity.fit(source, config.intensity))
+            except InputError as error:  # encoding will refuse it too, and name it
+                log.warning("a series is left out of training: %s", error.code)
+                continue
+            self.sources.append(source)
+        if not self.sources:
+            raise InputError("NOTHING_FOUND", "no volumes to train on")
         sizes = np.array([float(np.prod(source.shape)) for source in self.sources])
         self.weights = sizes**config.temperature / (sizes**config.temperature).sum()
-        self.mappings = [intensity.fit(source, config.intensity) for source in self.sources]
         self.slab_bytes = int(max(2 * SLAB * np.prod(source.shape[-2:]) * config.channels for source in self.sources))
         self._fits = bool(2 * sizes.sum() <= cache_bytes)
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -100,13 +109,13 @@ class PatchSampler:
         short += [(0, want - size) for want, size in zip(window, block.shape[-2:], strict=True)]
         if any(after for _, after in short):
             block = np.pad(block, short, mode="edge")
+        if window[0] == window[1] and rng.random() < 0.5:
+            block = np.swapaxes(block, -1, -2)
         patch = np.moveaxis(block, 1, 0).astype(np.float32)  # [c, z, y, x]
         return patch if self.config.dims == 3 else patch[:, 0]
 
     @staticmethod
-    def _deep(
-        rng: np.random.Generator, source: Source, depth: int, wanted: int, first: int | None
-    ) -> tuple[int, int]:
+    def _deep(rng: np.random.Generator, source: Source, depth: int, wanted: int, first: int | None) -> tuple[int, int]:
         take = min(wanted, depth)
         t = int(rng.integers(source.slices // depth)) if first is None else first // depth
         z = int(rng.integers(depth - take + 1)) if first is None else min(first % depth, depth - take)
@@ -133,9 +142,12 @@ class PatchSampler:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         source = self.sources[which]
+        mapping = self.mappings[which]
         values = channel_slab(source, start, min(start + SLAB, source.slices))
+        if not np.isfinite(values).all():  # encoding refuses such a series by name; training must only not stop on it
+            values = np.nan_to_num(values, nan=mapping.low, posinf=mapping.high, neginf=mapping.low)
         # float16 keeps 11 bits of the model's range: below the noise of any scanner, half the memory.
-        slab = np.clip(self.mappings[which].to_model(values), -60_000, 60_000).astype(np.float16)
+        slab = np.clip(mapping.to_model(values), -60_000, 60_000).astype(np.float16)
         with self._lock:
             self._cache[key] = slab
             self._cached += slab.nbytes

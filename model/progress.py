@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 METRICS, PICTURE = "metrics.jsonl", "progress.png"
 
@@ -36,6 +40,20 @@ def read(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return found
+
+
+def warm() -> threading.Thread:
+    """Import matplotlib in the background: the first time on a machine it takes seconds to list the fonts."""
+
+    def load() -> None:
+        from matplotlib.backends import backend_agg
+        from matplotlib.figure import Figure
+
+        log.debug("figures by %s and %s", backend_agg.__name__, Figure.__name__)
+
+    thread = threading.Thread(target=load, name="warm-matplotlib", daemon=True)
+    thread.start()
+    return thread
 
 
 def draw(path: Path, lines: list[dict[str, Any]], sample: list[tuple[np.ndarray, np.ndarray]]) -> None:

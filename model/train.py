@@ -115,6 +115,7 @@ class _Training:
         self.out = held_out({name: patients.get(name, name) for name in volumes}, settings.holdout, config.seed)
         self.learn = {name: volume for name, volume in volumes.items() if patients.get(name, name) not in self.out}
         self.judge = {name: volume for name, volume in volumes.items() if name not in self.learn} or self.learn
+        self.drawing = progress.warm()
         self.device = pick(settings.device)
         self.half = fast_bfloat16(self.device)
         self.sampler = PatchSampler(self.learn, config, config.seed, settings.cache_bytes)
@@ -138,7 +139,7 @@ class _Training:
         self.record = progress.Record(folder, self.step)
         self.counts = np.zeros((config.levels, config.codebook_size), np.int64)
         # Kept back for the last measuring, drawing and saving, which is measured against the clock itself.
-        self.reserve = min(0.3 * seconds, 6.0 + 0.02 * seconds)
+        self.reserve = min(0.35 * seconds, 8.0 + 0.02 * seconds)
 
     def run(self) -> TrainResult:
         """Steps until time or steps end, then measure and save."""
@@ -245,8 +246,9 @@ class _Training:
                 parameter.copy_(mean)
         self.model = self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         left = self.seconds - self.elapsed()
-        found = sample_fidelity(self.model, self.judge, time.monotonic() + min(0.6 * left, left - 3.0))
-        if self.seconds - self.elapsed() > 2.0:
+        found = sample_fidelity(self.model, self.judge, time.monotonic() + 0.4 * left)
+        self.drawing.join(max(0.0, self.seconds - self.elapsed() - 4.0))
+        if not self.drawing.is_alive() and self.seconds - self.elapsed() > 3.5:  # the promise goes before the picture
             progress.draw(self.folder / progress.PICTURE, self.record.lines, found.sample)
         files = {name: self.folder / name for name in (progress.METRICS, progress.PICTURE)}
         name = bundle.save(self.model, self.config, self.models, self._summary(found), files)

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -166,31 +165,26 @@ def _encode_safely(job: EncodeJob) -> EncodeRecord:
 
 def encode_series(job: EncodeJob) -> EncodeRecord:
     """Volume to codes to store, then back from the store: the certificate is of what a reader will get."""
+    from model.bundle import load
     from model.certificate import certify
-
+    from model.decode import decode_codes
     from model.encode import encode_volume
 
-    model = _model(job.models / job.model, job.model, job.device)
+    model = load(job.models / job.model, job.model, device=job.device)  # kept per process
     volume = StoredVolume(job.volume)
     codes = encode_volume(
         model,
         volume,
         profile=job.profile,
         levels=job.levels,
+        model_id=job.model,
         source_version=job.source_version,
         source_digest=job.source_digest,
     )
     committed = code_store.write(codes, job.codes, job.series)
-    stored = code_store.StoredCodes(job.codes / job.series / committed.version)
-    certificate = certify(model, volume, stored, committed.bytes, job.gate)
+    stored = code_store.StoredCodes(job.codes / job.series / committed.version).read()
+    certificate = certify(volume, decode_codes(model, stored), stored, committed.bytes, job.gate)
     return EncodeRecord(job, committed, certificate.as_dict())
-
-
-@lru_cache(maxsize=2)
-def _model(folder: Path, model: str, device: str) -> Any:
-    from model.bundle import load
-
-    return load(folder, model, device=device)
 
 
 def _commit(record: EncodeRecord) -> EncodingCommit:

@@ -43,9 +43,9 @@ class IngestCounts:
 
 
 @task(name="ingest-source", task_run_name="ingest {alias}", cache_policy=NO_CACHE, persist_result=False)
-def ingest_source(stage: Stage, alias: str, exclude: Sequence[str] = ()) -> IngestCounts:
+def ingest_source(stage: Stage, alias: str) -> IngestCounts:
     """Bring the catalog and the volume store up to date with one source; unchanged series are not opened."""
-    found = scan_source(stage, alias, exclude)
+    found = scan_source(stage, alias)
     fingerprints = stage.catalog.known_fingerprints(alias)
     changed = [plan for plan in found.plans if fingerprints.get(plan.series) != plan.fingerprint]
     granted = set(stage.leases.acquire([f"series:{plan.series}" for plan in changed]))
@@ -100,7 +100,7 @@ def ingest_source(stage: Stage, alias: str, exclude: Sequence[str] = ()) -> Inge
     )
 
 
-def scan_source(stage: Stage, alias: str, exclude: Sequence[str]) -> ScanResult:
+def scan_source(stage: Stage, alias: str) -> ScanResult:
     """Headers of one source as plans and findings; files that did not change since the last scan are not opened."""
     linkage = stage.workspace.linkage
     known = {path: FileEntry.from_dict(entry) for path, entry in linkage.entries(alias).items()}
@@ -108,7 +108,7 @@ def scan_source(stage: Stage, alias: str, exclude: Sequence[str]) -> ScanResult:
         Path(linkage.path_of(alias)),
         alias=alias,
         pseudonyms=stage.workspace.pseudonyms,
-        exclude=tuple(exclude),
+        exclude=tuple(linkage.excluded(alias)),
         settings=stage.settings.ingest,
         known=known,
         progress=lambda done, total: advance("scan", done, total, "files"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model.bundle import load
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -21,6 +20,7 @@ from archive.catalog_schema import CertificateRow, SeriesRow
 from archive.codes import StoredCodes
 from archive.errors import REASONS
 from archive.volumes import StoredVolume
+from model.bundle import load
 from model.decode import decode_codes
 from tasks.stage import Stage
 
@@ -33,7 +33,7 @@ def gather(stage: Stage) -> dict[str, Any]:
     """Everything of report.json: summary, groups, series, quarantine, models, rates, stages, settings, versions."""
     rows = stage.catalog.series()
     certificates = {row.series: row for row in stage.catalog.certificates()}
-    quarantine = collections.Counter()
+    quarantine: collections.Counter[str] = collections.Counter()
     for refused in stage.catalog.quarantine():
         quarantine[refused.code] += 1
     states = collections.Counter(row.state for row in rows)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from model.train import train
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -14,6 +13,7 @@ from archive.catalog_schema import ModelRow, SeriesRow
 from archive.errors import TransientError
 from archive.volumes import StoredVolume
 from model.config import ModelConfig, intensity_for, preset_for, resolve
+from model.train import train
 from tasks.progress import advance
 from tasks.records import channels_of
 from tasks.stage import Stage

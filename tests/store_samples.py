@@ -29,9 +29,7 @@ def codes(source: Volume, version: str = "v", model: str = MODEL, seed: int = 0,
     """Codes as a model with a codebook of 64 might give; not made from the volume."""
     depth, rows, columns = (-(-size // 4) for size in source.geometry.shape)
     array = np.random.default_rng(seed).integers(0, 64, (levels, depth, rows, columns)).astype(np.uint16)
-    return Codes(
-        array, model, levels, 64, (4, 4, 4), source.attributes(), version, "d" * 64, (3, 0, 0), {"kind": "hu"}
-    )
+    return Codes(array, model, levels, 64, (4, 4, 4), source.attributes(), version, "d" * 64, (3, 0, 0), {"kind": "hu"})
 
 
 def volume_commit(root: Path, item: Volume, series: str = SERIES, source: str = "src", fingerprint: str = "f1"):

@@ -227,6 +227,23 @@ def test_repeated_positions_become_time(tmp_path, changes, keys):
         assert times[1] > 0
 
 
+def test_blank_slices_of_a_time_series_are_not_taken_for_copies(tmp_path):
+    slices = repeated(3, 4, InstanceNumber=lambda t, z: 4 * t + z + 1)
+    for dataset in slices[::4]:
+        dataset.PixelData = bytes(60)
+    (plan,) = scan(save_all(slices, tmp_path)).plans
+    assert read_series(plan).voxels.shape == (3, 4, 6, 5)
+
+
+def test_a_series_sent_twice_is_one(tmp_path):
+    slices = [tiny(index, Modality="MR") for index in range(3)]
+    slices += [
+        tiny(index, Modality="MR", SOPInstanceUID=f"{SERIES}.9{index}", InstanceNumber=50 + index) for index in range(3)
+    ]
+    (plan,) = scan(save_all(slices, tmp_path)).plans
+    assert len(plan.files) == len(plan.folded) == 3
+
+
 def test_time_without_any_order_is_refused(tmp_path):
     assert found(save_all(repeated(2), tmp_path)) == ["DUPLICATE_POSITION"]
 

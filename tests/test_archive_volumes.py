@@ -52,6 +52,7 @@ def any_volume(draw) -> Volume:
     )
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @settings(max_examples=40, deadline=None)
 @given(any_volume(), st.data())
 def test_what_is_written_is_read_whole_and_in_slabs(volume, data):

@@ -1,0 +1,64 @@
+"""Run as a program: in a fork for each fault point, ingest, encode and collect until the point kills the process.
+
+    python crash_driver.py BASE POINT...
+
+BASE/POINT becomes a workspace; BASE/POINT.acks holds a line for every commit that was acknowledged, kept outside the
+store so that the store cannot vouch for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import store_samples
+
+from archive.collect import collect
+from archive.commit import FAULT
+from archive.leases import Leases
+
+
+def work(root: Path, acks: Path, point: str) -> None:
+    """Version 1 in peace, then version 2, its codes and a gc with the fault armed."""
+    workspace = store_samples.encoded_workspace(root)
+    catalog = workspace.catalog
+    _acknowledge(acks, "volume", catalog.one(store_samples.SERIES).volume_version)
+    leases = Leases(catalog, catalog.start_run("test"))
+    leases.acquire([f"series:{store_samples.SERIES}"])
+    os.environ[FAULT] = f"{point}:kill"
+    second = store_samples.volume(seed=1)
+    commit = store_samples.volume_commit(workspace.volumes, second, fingerprint="f2")
+    version = catalog.commit_volumes([commit])[0].version
+    _acknowledge(acks, "volume", version)
+    codes = store_samples.encoding_commit(workspace.codes, store_samples.codes(second, version))
+    _acknowledge(acks, "codes", catalog.commit_encodings([codes])[0].version)
+    leases.release([f"series:{store_samples.SERIES}"])
+    collect(workspace)
+
+
+def _acknowledge(acks: Path, tier: str, version: str) -> None:
+    with acks.open("a") as file:
+        file.write(f"{tier} {version}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main() -> None:
+    """Fork once a point; print how each child ended (negative: the signal that killed it)."""
+    base = Path(sys.argv[1])
+    for point in sys.argv[2:]:
+        child = os.fork()  # nothing here has started a thread yet, zarr's event loop included
+        if child == 0:
+            status = 1
+            try:
+                work(base / point, base / f"{point}.acks", point)
+                status = 0
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.stdout.write(f"{point} {status}\n")
+
+
+if __name__ == "__main__":
+    main()

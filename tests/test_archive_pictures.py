@@ -1,0 +1,121 @@
+"""Pictures of every kind as single-slice volumes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from archive.errors import InputError
+from archive.scan import read_series, scan
+from archive.settings import IngestSettings
+
+RANDOM = np.random.default_rng(5)
+GREY = RANDOM.integers(0, 256, (7, 9)).astype(np.uint8)
+RGB = RANDOM.integers(0, 256, (7, 9, 3)).astype(np.uint8)
+ALPHA = RANDOM.integers(0, 256, (7, 9, 1)).astype(np.uint8)
+WIDE = RANDOM.integers(0, 65536, (7, 9)).astype(np.uint16)
+
+KINDS = [
+    ("grey.png", Image.fromarray(GREY), GREY),
+    ("grey.tif", Image.fromarray(GREY), GREY),
+    ("rgb.png", Image.fromarray(RGB), RGB),
+    ("rgb.tiff", Image.fromarray(RGB), RGB),
+    ("alpha.png", Image.fromarray(np.concatenate([RGB, ALPHA], axis=2)), RGB),
+    ("grey-alpha.png", Image.fromarray(np.concatenate([GREY[..., None], ALPHA], axis=2), mode="LA"), GREY),
+    ("wide.png", Image.fromarray(WIDE), WIDE),
+    ("wide.tif", Image.fromarray(WIDE), WIDE),
+    ("float.tif", Image.fromarray(WIDE.astype(np.float32)), WIDE.astype(np.float32)),
+    ("bits.png", Image.fromarray(GREY > 127), (GREY > 127).astype(np.uint8) * 255),
+    ("palette.png", Image.fromarray(RGB).quantize(16), np.asarray(Image.fromarray(RGB).quantize(16).convert("RGB"))),
+]
+
+
+@pytest.mark.parametrize(("name", "image", "expected"), KINDS, ids=[row[0] for row in KINDS])
+def test_pixels_are_kept(tmp_path, name, image, expected):
+    image.save(tmp_path / name)
+    (plan,) = scan(tmp_path).plans
+    volume = read_series(plan)
+    colour = expected.ndim == 3
+    assert volume.axes == ("czyx" if colour else "zyx")
+    assert volume.voxels.dtype == expected.dtype
+    assert np.array_equal(volume.voxels, np.moveaxis(expected, -1, 0)[:, None] if colour else expected[None])
+    assert (plan.group, plan.modality) == ("picture-rgb" if colour else "picture", "PICTURE")
+    assert (volume.units, volume.photometric) == (("rgb", "RGB") if colour else ("a.u.", "MONOCHROME2"))
+    assert plan.voxels == volume.voxels.size
+
+
+@pytest.mark.parametrize(("array", "group"), [(GREY, "picture"), (RGB, "picture-rgb")])
+def test_jpeg_is_flagged_as_lossy(tmp_path, array, group):
+    Image.fromarray(array).save(tmp_path / "one.JPG", quality=95)
+    (plan,) = scan(tmp_path).plans
+    assert plan.group == group
+    assert "LOSSY_SOURCE" in read_series(plan).flags
+
+
+def test_each_picture_is_its_own_series_and_patient(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(GREY).save(tmp_path / name)
+    plans = scan(tmp_path, alias="here").plans
+    assert len({plan.series for plan in plans}) == len({plan.patient for plan in plans}) == 2
+    assert {plan.identity for plan in plans} == {("here", "a.png"), ("here", "b.png")}
+
+
+def _save_pages(path, **options):
+    Image.fromarray(GREY).save(path, save_all=True, append_images=[Image.fromarray(GREY[::-1])], **options)
+
+
+def test_several_pages_are_refused(tmp_path):
+    _save_pages(tmp_path / "pages.tif")
+    assert [finding.code for finding in scan(tmp_path).findings] == ["MULTIFRAME"]
+
+
+def test_16_bit_colour_is_refused_rather_than_halved(shared_data):
+    result = scan(shared_data / "nifti" / "png_tif" / "sub-png_sample-16rgb_SEM.png")
+    assert [finding.code for finding in result.findings] == ["UNSUPPORTED_PIXELS"]
+
+
+def test_a_thumbnail_page_is_not_a_second_picture(shared_data):
+    (plan,) = scan(shared_data / "nifti" / "png_tif" / "sub-tif_sample-16gray_SEM.tif").plans
+    assert read_series(plan).voxels.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"", "UNKNOWN_FORMAT"), (b"\x89PNG\r\n\x1a\nnothing", "UNKNOWN_FORMAT")]
+)
+def test_junk_named_like_a_picture(tmp_path, content, code):
+    (tmp_path / "one.png").write_bytes(content)
+    assert [finding.code for finding in scan(tmp_path).findings] == [code]
+
+
+@pytest.mark.parametrize("name", ["one.png", "one.jpg", "one.tif"])
+def test_a_cut_picture_is_refused(tmp_path, name):
+    Image.fromarray(np.tile(RGB, (20, 20, 1))).save(tmp_path / name)
+    raw = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(raw[: len(raw) * 2 // 3])
+    result = scan(tmp_path)
+    if result.plans:
+        with pytest.raises(InputError) as caught:
+            read_series(result.plans[0])
+        assert caught.value.code in ("TRUNCATED", "DECODE_FAILED")
+    else:
+        assert [finding.code for finding in result.findings] == ["UNKNOWN_FORMAT"]
+
+
+def test_too_large_is_refused_from_the_header(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "one.png")
+    small = IngestSettings(max_series_bytes=RGB.size - 1)
+    assert [finding.code for finding in scan(tmp_path, settings=small).findings] == ["TOO_LARGE"]
+
+
+def test_not_a_number_is_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)).save(tmp_path / "one.tif")
+    (plan,) = scan(tmp_path).plans
+    with pytest.raises(InputError, match="NON_FINITE"):
+        read_series(plan)
+
+
+def test_real_pictures_are_read(shared_data):
+    result = scan(shared_data / "train" / "imagefolder_medmnist64" / "Hand")
+    assert (len(result.plans), len(result.findings)) == (90, 0)
+    assert {read_series(plan).voxels.shape for plan in result.plans[:10]} == {(1, 64, 64)}

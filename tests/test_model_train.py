@@ -1,0 +1,192 @@
+"""Training: it learns, keeps to its time, resumes exactly, and its bundle names itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import model
+from archive.errors import InputError, MismatchError, StoreError
+from archive.geometry import Geometry
+from archive.settings import TrainSettings
+from archive.volume import Volume
+from model import bundle, checkpoint
+from model.config import resolve
+from model.decode import decode_codes
+from model.encode import encode_volume
+from model.metrics import psnr
+from model.patches import PatchSampler
+from model.train import _Training, train
+
+SETTINGS = TrainSettings(device="cpu", threads=1, cache_bytes=2**24)
+
+
+def phantom(seed: int, shape: tuple[int, int, int] = (4, 64, 56)) -> Volume:
+    rng = np.random.default_rng(seed)
+    z, y, x = np.mgrid[: shape[0], : shape[1], : shape[2]]
+    hu = np.full(shape, -1000.0)
+    for _ in range(4):
+        cy, cx, r = rng.uniform((15, 15, 6), (45, 45, 16))
+        hu[((y - cy) ** 2 + (x - cx - z) ** 2) < r * r] = rng.uniform(-100, 300)
+    return Volume((hu + rng.normal(0, 8, shape)).astype(np.int16), "zyx", Geometry.pixels(shape), "CT", units="HU")
+
+
+def phantoms(count: int = 3) -> dict[str, Volume]:
+    return {f"{seed:032x}": phantom(seed) for seed in range(count)}
+
+
+def tiny(**changes):
+    return resolve("tiny", intensity="hu").model_copy(update={"batch_size": 4, **changes})
+
+
+def test_it_learns_saves_and_says_what_it_reached(tmp_path: Path) -> None:
+    volumes = phantoms()
+    seen = []
+    result = train(
+        volumes,
+        {name: name for name in volumes},
+        tiny(steps=150),
+        SETTINGS,
+        tmp_path / "work",
+        60.0,
+        progress=lambda *told: seen.append(told),
+        models=tmp_path / "models",
+    )
+    assert (result.steps, result.resumed_from, result.held_out_patients) == (150, 0, 0)
+    assert result.psnr > 18 and 0 < result.codebook_use <= 1 and 0 < result.bits_per_voxel <= 6 / 64
+    assert {path.name for path in result.folder.iterdir()} == {
+        "model.safetensors", "config.json", "README.md", "metrics.jsonl", "progress.png"
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 150 and lines[-1]["loss"] < lines[0]["loss"] / 3
+    assert set(lines[-1]) == {"step", "seconds", "loss", "l_rec", "l_quant", "psnr", "perplexity", "use"}
+    assert seen[-1][0] == 150 and seen[-1][1] == 150
+    assert "not for diagnosis" in (result.folder / "README.md").read_text()
+    assert not (tmp_path / "work" / checkpoint.FILE).exists()
+    loaded = bundle.load(result.folder, result.model)
+    unseen = phantom(99)
+    decoded = decode_codes(loaded, encode_volume(loaded, unseen))
+    mse = float(np.square(decoded.values() - unseen.values()).mean())
+    assert psnr(mse, 4095.0) > 18
+    assert encode_volume(loaded, unseen).model == result.model
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = phantoms(2)
+    patients = dict.fromkeys(volumes, "p")
+    config = tiny(steps=40)
+    whole = train(volumes, patients, config, SETTINGS, tmp_path / "a", 600.0)
+
+    class Killed(Exception):
+        pass
+
+    original = _Training._advance
+
+    def advance(self, batch, share):
+        if self.step == 23:
+            self._save()
+            raise Killed
+        return original(self, batch, share)
+
+    monkeypatch.setattr(_Training, "_share", lambda self: self.step / self.config.steps)
+    straight = train(volumes, patients, config, SETTINGS, tmp_path / "b", 600.0)
+    monkeypatch.setattr(_Training, "_advance", advance)
+    with pytest.raises(Killed):
+        train(volumes, patients, config, SETTINGS, tmp_path / "c", 600.0)
+    monkeypatch.setattr(_Training, "_advance", original)
+    resumed = train(volumes, patients, config, SETTINGS, tmp_path / "c", 600.0)
+    assert resumed.resumed_from == 23
+    assert resumed.model == straight.model
+    assert whole.steps == resumed.steps == 40
+
+
+def test_it_keeps_to_its_seconds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = train(phantoms(), {}, tiny(), SETTINGS, tmp_path, 8.0)
+    assert time.monotonic() - began < 8.0
+    assert result.steps > 5
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, "one", checkpoint.Checkpoint({"x": torch.ones(2)}, 5, 1.5))
+    found = checkpoint.read(tmp_path, "one")
+    assert found is not None and (found.step, found.seconds) == (5, 1.5)
+    assert checkpoint.read(tmp_path, "two") is None
+    (tmp_path / checkpoint.FILE).write_bytes(b"torn")
+    assert checkpoint.read(tmp_path, "one") is None
+
+
+def test_a_bundle_whose_bytes_changed_is_refused(tmp_path: Path) -> None:
+    result = train(phantoms(1), {}, tiny(steps=6), SETTINGS, tmp_path, 60.0)
+    for name, change in (("config.json", b" "), ("model.safetensors", b"\0")):
+        copy = tmp_path / f"copy-{name}" / result.model
+        shutil.copytree(result.folder, copy)
+        data = bytearray((copy / name).read_bytes())
+        if name == "config.json":
+            data = bytearray(data.replace(b'"seed": 0', b'"seed": 1'))
+        else:
+            data[-1] ^= 1
+        (copy / name).write_bytes(data)
+        with pytest.raises(MismatchError, match="WRONG_MODEL"):
+            bundle.load(copy)
+        assert change
+    with pytest.raises(MismatchError):
+        bundle.load(result.folder, "0" * 64)
+    with pytest.raises(StoreError, match="MISSING"):
+        bundle.load(tmp_path / "nowhere")
+    assert bundle.load(result.folder) is bundle.load(result.folder)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-3d"])
+def test_batches_depend_on_seed_and_step_alone(preset: str) -> None:
+    config = resolve(preset, intensity="hu")
+    volumes = phantoms()
+    roomy = PatchSampler(volumes, config, 0, 2**26)
+    again = PatchSampler(volumes, config, 0, 2**26)
+    again.batch(9)
+    assert np.array_equal(roomy.batch(4), again.batch(4))
+    assert not np.array_equal(roomy.batch(4), roomy.batch(5))
+    assert roomy.batch(4).shape == (config.batch_size, 1, *config.axes(config.patch))
+    tight = PatchSampler(volumes, config, 0, 40_000)  # holds less than the volumes: slabs come and go
+    batches = [tight.batch(step) for step in range(6)]
+    assert tight._cached <= 40_000 + tight.slab_bytes
+    assert np.array_equal(batches[3], PatchSampler(volumes, config, 0, 40_000).batch(3))
+
+
+def test_air_is_capped_and_small_images_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    air = np.full((2, 128, 128), -1000, np.int16)
+    air[:, :40, :40] = np.random.default_rng(0).integers(-200, 200, (2, 40, 40))
+    volume = Volume(air, "zyx", Geometry.pixels(air.shape), "CT", units="HU")
+    config = tiny(batch_size=128)
+
+    def flat() -> float:
+        batch = PatchSampler({"a": volume}, config, 0, 2**24).batch(0)
+        return float(np.mean([patch.std() < 0.02 for patch in batch]))
+
+    capped = flat()
+    monkeypatch.setattr("model.patches.TRIES", 1)
+    assert 0.1 < capped < 0.85 * flat()
+    small = Volume(air[:, :9, :40], "zyx", Geometry.pixels((2, 9, 40)), "CT", units="HU")
+    batch = PatchSampler({"a": small}, config, 0, 2**24).batch(0)
+    assert batch.shape == (128, 1, 32, 32) and np.isfinite(batch).all()
+
+
+def test_nothing_to_train_on_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="NOTHING_FOUND"):
+        train({}, {}, tiny(), SETTINGS, tmp_path, 5.0)
+    colour = Volume(np.zeros((3, 1, 9, 9), np.uint8), "czyx", Geometry.pixels((1, 9, 9)), "PICTURE", units="rgb")
+    with pytest.raises(InputError, match="UNSUPPORTED_PIXELS"):
+        train({"a": colour}, {}, tiny(), SETTINGS, tmp_path, 5.0)
+
+
+def test_the_package_gives_functions_whatever_was_imported_first() -> None:
+    assert model.train is train and model.encode_volume is encode_volume and model.decode_codes is decode_codes
+    assert callable(model.load) and callable(model.open_decoded)
+    with pytest.raises(AttributeError):
+        _ = model.nothing_of_that_name
