@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ WRITABLE = (
     RLELossless,
     JPEG2000Lossless,
 )
+LEAST_JPEG2000 = 32  # pylibjpeg-openjpeg always asks for six resolutions
 SOP_CLASSES = {
     "CT": CTImageStorage,
     "MR": MRImageStorage,
@@ -132,12 +134,15 @@ def write_series(
     gets which file name, for archives where names say nothing.
 
     Returns the files in slice order. Raises ConfigError OCCUPIED (the folder exists), BAD_VALUE (a transfer syntax
-    that cannot be written); InputError UNSUPPORTED_PIXELS (voxels that no classic DICOM holds), NO_GEOMETRY (sheared
+    that cannot be
+    written, or not at this size); InputError UNSUPPORTED_PIXELS (voxels that no classic DICOM holds), NO_GEOMETRY (sheared
     within the slice).
     """
     if transfer_syntax not in WRITABLE:
         names = ", ".join(UID(uid).name for uid in WRITABLE)
         raise ConfigError("BAD_VALUE", "this transfer syntax cannot be written", hint=f"one of: {names}")
+    if transfer_syntax == JPEG2000Lossless and min(volume.geometry.shape[1:]) < LEAST_JPEG2000:
+        raise ConfigError("BAD_VALUE", f"JPEG 2000 needs {LEAST_JPEG2000} rows and columns", hint="another syntax")
     if folder.exists():
         raise ConfigError("OCCUPIED", "the target folder exists already")
     numbers = list(range(volume.slices)) if order is None else order
@@ -147,12 +152,12 @@ def write_series(
     stage = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.stage"
     stage.mkdir(mode=0o700)
     try:
-        names = []
+        written = []
         for number, dataset in zip(numbers, slice_datasets(volume, identity, derived), strict=True):
             _encode(dataset, UID(transfer_syntax))
             name = f"IM{number + 1:05d}.dcm"
             dataset.save_as(stage / name, enforce_file_format=True)
-            names.append(name)
+            written.append(name)
         stage.chmod(0o755)
         stage.rename(folder)
     except OSError as error:
@@ -161,7 +166,7 @@ def write_series(
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # gone already when the rename succeeded
-    return [folder / name for name in names]
+    return [folder / name for name in written]
 
 
 def slice_datasets(volume: Volume, identity: SeriesIdentity, derived: Derivation | None = None) -> Iterator[Dataset]:
@@ -253,9 +258,9 @@ def _time(dataset: Dataset, volume: Volume, t: int) -> None:
         dataset.TemporalPositionIdentifier = t + 1
         dataset.NumberOfTemporalPositions = volume.timepoints
     seconds = frame.get("time_s", 0.0)
-    hours, minutes = divmod(int(seconds) // 60 + 12 * 60, 60)
+    clock = datetime(2026, 1, 1, 12) + timedelta(seconds=seconds)
     dataset.AcquisitionDate = dataset.ContentDate = dataset.StudyDate
-    dataset.AcquisitionTime = dataset.ContentTime = f"{hours % 24:02d}{minutes:02d}{seconds % 60:09.6f}"
+    dataset.AcquisitionTime = dataset.ContentTime = clock.strftime("%H%M%S.%f")
     if "b_value" in frame:
         dataset.DiffusionBValue = float(frame["b_value"])
 
@@ -344,6 +349,6 @@ def _encode(dataset: Dataset, syntax: UID) -> None:
         dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
 
 
-def _decimal(number: float) -> str:
+def _decimal(number: float | np.floating) -> str:
     """A DS value: at most 16 characters, exact for numbers that came from one."""
     return format_number_as_ds(float(number) + 0.0)  # + 0.0 makes -0.0 a plain 0

@@ -83,7 +83,9 @@ class _Canvas:
     def field(self, scale_mm: float) -> np.ndarray:
         """A smooth random field, float32 [z, y, x], standard deviation about 1: cubic B-splines on a random lattice."""
         lattice = [max(1, int(np.ceil((grid[-1] - grid[0]) / scale_mm))) + 4 for grid in self.grids]
-        field = self.rng.standard_normal(lattice).astype(np.float32) * np.float32(2.6)
+        # a generator of its own: the lattice's size must not move the draws that place this patient's organs
+        rng = self.rng.spawn(1)[0]
+        field = rng.standard_normal(lattice).astype(np.float32) * np.float32(2.6)
         for axis, grid in enumerate(self.grids):
             place = (grid - grid[0]) / np.float32(scale_mm) + 1
             distance = np.abs(place[:, None] - np.arange(lattice[axis], dtype=np.float32)[None, :])
@@ -93,7 +95,7 @@ class _Canvas:
             field = np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis)
         return field
 
-    def fill(self, inside: np.ndarray, value: float | np.ndarray, box: _Box | None = None) -> None:
+    def fill(self, inside: np.ndarray, value: float | np.floating | np.ndarray, box: _Box | None = None) -> None:
         """Blend a value in where `inside` (0 to 1) says."""
         view = self.values if box is None else self.values[box.where]
         view += inside * (value - view)
@@ -125,17 +127,11 @@ class _Canvas:
         Returns how far inside each voxel of its box lies (0 to 1) and the box; `value` None paints nothing, and an
         array gives the value of every voxel of the volume.
         """
-        reach = max(radii[1], radii[2]) if angle else 0.0
-        margin = 1 + 3 * bend
-        soft = self.edge if edge is None else edge
-        box = self.box(
-            centre,
-            (
-                radii[0] * margin + soft,
-                max(radii[1], reach) * margin + soft,
-                max(radii[2], reach) * margin + soft,
-            ),
-        )
+        widest = max(radii[1], radii[2]) if angle else 0.0
+        sharpness = max(4.0, min(radii) / (self.edge if edge is None else edge))
+        margin = 1 + 3 * bend + 0.5 / sharpness  # as far as the soft edge reaches
+        reach = (radii[0] * margin, max(radii[1], widest) * margin, max(radii[2], widest) * margin)
+        box = self.box(centre, reach)
         if box is None:
             return None
         y, x = box.y, box.x
@@ -145,7 +141,7 @@ class _Canvas:
         radius = np.sqrt((box.z / radii[0]) ** 2 + (y / radii[1]) ** 2 + (x / radii[2]) ** 2)
         if bend:
             radius = radius + np.float32(bend) * self.bend[box.where]
-        inside = np.clip((1 - radius) * np.float32(min(radii) / soft) + np.float32(0.5), 0, 1)
+        inside = np.clip((1 - radius) * np.float32(sharpness) + np.float32(0.5), 0, 1)
         if value is not None:
             self.fill(inside, value[box.where] if isinstance(value, np.ndarray) else np.float32(value), box)
         return inside, box
@@ -191,13 +187,18 @@ def _head(canvas: _Canvas, kind: str, enhancement: float) -> None:
     canvas.ellipsoid((-8, 0, 0), tuple(head - 10.5), tissue["bone"], bend=0.008)
     brain = head - 13
     canvas.ellipsoid((-8, 0, 0), tuple(brain), tissue["csf"], bend=0.008)
-    # gyri: where a fine random field is positive, the cortex folds inward
-    folds = canvas.field(9.0)
-    canvas.bend += 0.6 * folds
-    canvas.ellipsoid((-8, 0, 0), tuple(brain - 3), tissue["grey"], bend=0.012)
-    canvas.ellipsoid((-8, 0, 0), tuple(brain - 8), tissue["white"], bend=0.03)
+    # gyri: sulci run where a smooth random field crosses zero, with a ribbon of grey matter along them
+    folds = np.abs(canvas.field(11.0))
+    sulci = np.clip(1.3 - folds / np.float32(0.16), 0, 1)
+    ribbon = np.clip(1.6 - folds / np.float32(0.5), 0, 1)
+    cortex = tissue["grey"] + sulci * np.float32(tissue["csf"] - tissue["grey"])
+    matter = tissue["white"] + ribbon * np.float32(tissue["grey"] - tissue["white"])
+    canvas.ellipsoid((-8, 0, 0), tuple(brain - 2), cortex, bend=0.012)
+    canvas.ellipsoid((-8, 0, 0), tuple(brain - 7), matter + 0.6 * sulci * (cortex - matter), bend=0.02)
+    canvas.ellipsoid((-8, 0, 0), tuple(brain - 20), matter, bend=0.05)
+    canvas.ellipsoid((-8, 0, 0), tuple(brain - 27), tissue["white"], bend=0.06)
     _deep_brain(canvas, tissue)
-    canvas.ellipsoid((18, 0, 0), (60, brain[1], 0.9), tissue["csf"] + 0.4 * (tissue["grey"] - tissue["csf"]))
+    canvas.ellipsoid((18, 0, 0), (60, 0.87 * brain[1], 0.9), tissue["csf"] + 0.4 * (tissue["grey"] - tissue["csf"]))
     for side in (-1, 1):
         canvas.ellipsoid((-46, -72 * size[1], side * 31 * size[2]), (13, 13, 13), tissue["csf"])
         canvas.ellipsoid((-46, -82 * size[1], side * 31 * size[2]), (4, 2.5, 4), tissue["lens"])
@@ -349,7 +350,7 @@ def _whole_body(canvas: _Canvas, kind: str, enhancement: float) -> None:
     tall = max(1.0, float(canvas.grids[0][-1])) / 500
     edge = max(5.0, canvas.edge)  # a PET scanner's blur
 
-    def organ(z: float, y: float, x: float, radii: Triple, uptake: float, bend: float = 0.0) -> None:
+    def organ(z: float, y: float, x: float, radii: Triple, uptake: float | np.ndarray, bend: float = 0.0) -> None:
         scaled = (radii[0] * tall, radii[1], radii[2])
         canvas.ellipsoid((z * tall, y, x), scaled, uptake, bend=bend, edge=edge)
 
@@ -371,7 +372,7 @@ def _whole_body(canvas: _Canvas, kind: str, enhancement: float) -> None:
             rng.uniform(-300, 250),
             rng.uniform(-50, 50),
             rng.uniform(-100, 100),
-            (radius * 2,) * 3,
+            (radius * 2, radius, radius),
             rng.uniform(9e3, 4e4),
         )
 

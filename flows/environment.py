@@ -29,7 +29,7 @@ def refuse_shadows() -> None:
     """Raise ConfigError SHADOWED where a user's own model.py (say) would be imported in place of ours, naming it."""
     home = Path(__file__).resolve().parent.parent
     for name in PACKAGES:
-        for folder in (Path(entry) for entry in sys.path if entry):
+        for folder in (Path(entry or ".") for entry in sys.path):
             files = (folder / f"{name}.py", folder / name / "__init__.py")
             found = next((path for path in files if path.exists()), None)
             if found is None:

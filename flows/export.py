@@ -11,6 +11,7 @@ import numpy as np
 
 from archive.catalog_schema import SeriesRow
 from archive.codes import StoredCodes
+from archive.dicom_write import Derivation, SeriesIdentity, write_series
 from archive.errors import ConfigError, StoreError
 from archive.volume import Volume
 from archive.volumes import StoredVolume
@@ -51,6 +52,7 @@ def export(workspace: Workspace, series: str, out: Path, tier: Tier = "auto", le
     if levels is not None and tier == "volume":
         raise ConfigError("BAD_USAGE", "--levels is for codes; the volume tier has none")
     use = choose_tier(row, tier)
+    ratio = None
     if use == "volume":
         version = row.volume_version or ""
         volume, model = StoredVolume(workspace.volumes / row.series / version).read(), None
@@ -63,10 +65,10 @@ def export(workspace: Workspace, series: str, out: Path, tier: Tier = "auto", le
         codes = StoredCodes(workspace.codes / row.series / version).read()
         if levels is not None and levels > codes.levels:
             raise ConfigError("BAD_USAGE", f"these codes have {codes.levels} levels, not {levels}")
-        model = codes.model
+        model, ratio = codes.model, _ratio(workspace, version)
         volume = decode_codes(load(workspace.models / model, model), codes, levels=levels)
         description = f"voxbook codes {model[:12]}, {DISCLAIMER}"
-    write(volume, out, row, version, model, description)
+    write(volume, out, row, version, Derivation("codes", model, ratio) if model else Derivation("volume"), description)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else out.stat().st_size
     return Exported(
         series=row.series,
@@ -92,7 +94,7 @@ def choose_tier(row: SeriesRow, tier: Tier) -> Literal["codes", "volume"]:
     return tier
 
 
-def write(volume: Volume, out: Path, row: SeriesRow, version: str, model: str | None, description: str) -> None:
+def write(volume: Volume, out: Path, row: SeriesRow, version: str, derived: Derivation, description: str) -> None:
     """Write a volume in the format that the name of `out` asks for; never a half-written target."""
     name = out.name.lower()
     if name.endswith((".nii", ".nii.gz")):
@@ -104,7 +106,7 @@ def write(volume: Volume, out: Path, row: SeriesRow, version: str, model: str | 
     elif "." in name:
         raise ConfigError("BAD_USAGE", f"no format is known for {out.suffix!r}", hint=".nii.gz, .zarr, or a folder")
     else:
-        _write_dicom(volume, out, row, version, model)
+        write_series(volume, out, SeriesIdentity.pseudonymous(row.patient, row.series, version), derived)
 
 
 def _write_zarr(volume: Volume, out: Path) -> None:
@@ -116,12 +118,10 @@ def _write_zarr(volume: Volume, out: Path) -> None:
     stage.rename(out)
 
 
-def _write_dicom(volume: Volume, out: Path, row: SeriesRow, version: str, model: str | None) -> None:
-    from archive.dicom_write import Derivation, SeriesIdentity, write_series
-
-    identity = SeriesIdentity.pseudonymous(row.patient, row.series, version)
-    derived = Derivation("volume") if model is None else Derivation("codes", model)
-    write_series(volume, out, identity, derived)
+def _ratio(workspace: Workspace, version: str) -> float | None:
+    """The lossy ratio that the certificate of these codes states."""
+    found = [row.data["ratio"] for row in workspace.catalog.certificates(current_only=False) if row.version == version]
+    return found[0] if found else None
 
 
 def largest_difference(left: Volume, right: Volume) -> float:

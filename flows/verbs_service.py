@@ -14,7 +14,7 @@ from flows.options import Json, Workspace
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module to the command."""
-    for verb in (init, doctor, up, down, serve):
+    for verb in (init, doctor, view, up, down, serve):
         app.command(name=verb.__name__)(verb)
 
 
@@ -53,6 +53,31 @@ def doctor(
         rows = [("ok" if f.ok else "LOOK", f.name, f.found, "" if f.ok else f.hint) for f in findings]
         console.table(("", "check", "found", "what to do"), rows)
     raise typer.Exit(console.OK if all(finding.ok for finding in findings) else console.USAGE)
+
+
+def view(
+    workspace: Workspace,
+    series: Annotated[str, typer.Argument(metavar="SERIES", help="Pseudonym, or the beginning of it.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one series, original beside decoded, in a browser on this machine, until interrupted.
+
+    The URL that is printed holds a token: whoever has it can see the series.
+
+    Example: voxbook view -w ws 3f2a
+    """
+    from flows.viewer import view as serve_view
+
+    def told(url: str, name: str) -> None:
+        if as_json:
+            console.emit({"series": name, "url": url})
+        else:
+            sys.stdout.write(f"view: {url} (Ctrl-C ends it; not for diagnostic use)\n")
+        sys.stdout.flush()
+
+    serve_view(workspace, series, port, browse, told)
 
 
 def up(

@@ -177,7 +177,7 @@ class _Training:
         """One step of the optimiser; None where the loss was not finite and nothing was learned."""
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) % 2**63)  # dropout, revived codes: by the step
         quantizer = self.model.quantizer
-        quantize = quantizer.ready or self.step >= self.config.quantize_after or (share > 0.15 and self.step >= 10)
+        quantize = quantizer.ready or self.step >= self.config.quantize_after or (share > 0.3 and self.step >= 10)
         if quantize and not quantizer.ready:
             self._start_codebooks()
         rate = learning_rate(self.config, self.step, share)

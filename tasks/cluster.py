@@ -17,6 +17,8 @@ logger = logging.getLogger("voxbook")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CONNECT_SECONDS = 30
+
 # What every process that we start is told: no telemetry, no user file before ours, one thread per core's worker.
 WORKER_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -71,24 +73,22 @@ class Cluster:
 
         client = self._connect()
         waiting = {client.submit(function, batch, pure=False): batch for batch in batches}
-        completed = as_completed(list(waiting), loop=client.loop)
-        for future in completed:
+        suspects: list[Item] = []
+        for future in as_completed(list(waiting), loop=client.loop):
             batch = waiting.pop(future)
-            error = future.exception() if future.status == "error" else None
-            if isinstance(error, KilledWorker):
-                logger.warning("a worker died %d times with a batch of %d series", 4, len(batch))
-                if len(batch) == 1:
-                    yield Done(batch, None)
-                    continue
-                for item in batch:
-                    again = client.submit(function, [item], pure=False)
-                    waiting[again] = [item]
-                    completed.add(again)
-                continue
-            if error is not None:
-                raise error
-            yield Done(batch, future.result())
+            try:
+                yield Done(batch, future.result())
+            except KilledWorker:
+                suspects += batch
             future.release()
+        # Dask blames everything that lay on a worker when it died; alone, only the killer is left to blame.
+        for item in suspects:
+            try:
+                yield Done([item], client.submit(function, [item], pure=False).result())
+            except KilledWorker:
+                yield Done([item], None)
+        if suspects:
+            logger.warning("%d series were on workers that died again and again; each was tried alone", len(suspects))
 
     def _connect(self) -> Any:
         if self._client is None:
@@ -112,7 +112,7 @@ class Cluster:
                 )
                 address = self._local
             try:
-                self._client = Client(address, set_as_default=False, timeout=30)
+                self._client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
             except OSError as error:
                 raise StoreError(
                     "NOT_FOUND",

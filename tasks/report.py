@@ -75,7 +75,7 @@ def gather(stage: Stage) -> dict[str, Any]:
 @task(name="figures", cache_policy=NO_CACHE, persist_result=False)
 def gather_figures(stage: Stage, data: dict[str, Any]) -> list[dict[str, Any]]:
     """Original, decoded and difference of the middle slice of the worst series, by PSNR, as PNG in base64."""
-    from tasks.figures import triptych  # matplotlib, which only the report needs
+    from tasks.figures import triptych
 
     measured = [entry for entry in data["series"] if entry["psnr"] is not None]
     worst = sorted(measured, key=lambda entry: entry["psnr"])[:WORST]

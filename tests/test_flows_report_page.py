@@ -1,0 +1,256 @@
+"""The page is one well-formed file that loads nothing, escapes everything and shows every reason and figure."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from archive.errors import REASONS
+from archive.phantoms import phantom
+from flows.report_page import count, duration, number, render, verdict
+from tasks.figures import triptych, windows_of
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+SVG_VOID = {"line", "circle"}
+
+
+class Checker(HTMLParser):
+    """Collects what an open page would load and which tags do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.anchors: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                (self.anchors if (value or "").startswith("#") else self.loads).append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def check(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    assert all(load.startswith("data:image/png;base64,") for load in checker.loads)
+    assert {anchor[1:] for anchor in checker.anchors} <= set(checker.ids)
+    assert len(checker.ids) == len(set(checker.ids))
+    assert "script" not in checker.tags
+    assert not re.search(r"url\(|@import", page)
+    return checker
+
+
+def picture(kind: str = "ct-chest", modality: str = "CT") -> str:
+    spacing = (5.0, 3.0, 3.0)
+    original, decoded = (phantom(kind, (3, 128, 128), spacing, 1, repeat=repeat)[1] for repeat in (0, 1))
+    return base64.b64encode(triptych(original, decoded, modality)).decode()
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    series, rate = [], []
+    for index, group in enumerate(["ct"] * 14 + ["mr"] * 8 + ["nifti"] * 3 + ["pt"] * 6):
+        name = f"{index * 2654435761 % 2**32:08x}" * 4
+        psnr = float(rng.normal({"ct": 38, "mr": 34, "nifti": 30, "pt": 36}[group], 2.5))
+        entry = {
+            "series": name,
+            "group": group,
+            "modality": group.upper(),
+            "shape": [40, 192, 192],
+            "state": "quality_failed" if group == "ct" and psnr < 36 else "encoded",
+            "psnr": psnr,
+            "ssim": min(0.999, 0.9 + psnr / 500),
+            "bits_per_voxel_disk": float(rng.uniform(0.08, 0.3)),
+            "max_error": float(rng.uniform(80, 900)),
+            "units": "HU" if group == "ct" else "a.u.",
+            "reasons": ["BELOW_MIN_PSNR"] if group == "ct" and psnr < 36 else [],
+        }
+        series.append(entry)
+        peer = None if index % 7 == 0 else psnr - float(rng.uniform(-2, 6))
+        bits = entry["bits_per_voxel_disk"]
+        rate.append({"series": name, "group": group, "bits_per_voxel": bits, "psnr": psnr, "jpeg2000_psnr": peer})
+    unmeasured = {"psnr": None, "ssim": None, "bits_per_voxel_disk": None, "max_error": None, "state": "ingested"}
+    series.append({**series[0], **unmeasured, "series": "f" * 32, "reasons": ["NO_MODEL"]})
+    groups = [
+        {
+            "group": name,
+            "series": sum(entry["group"] == name for entry in series),
+            "voxels": 14_745_600,
+            "model": "ab12cd34" * 8,
+            "psnr_mean": 37.21,
+            "psnr_worst_decile": 34.9,
+            "ssim_mean": 0.951,
+            "bits_per_voxel_fixed": 0.156,
+            "bits_per_voxel_entropy": 0.121,
+            "bits_per_voxel_disk": 0.163,
+            "ratio": 98.2,
+            "passed": 11,
+            "failed": sum(entry["group"] == name and entry["state"] == "quality_failed" for entry in series),
+            "gate": {"min_psnr": 36.0} if name == "ct" else {},
+        }
+        for name in ("ct", "mr", "nifti", "pt")
+    ]
+    failed = sum(entry["state"] == "quality_failed" for entry in series)
+    data = {
+        "title": "voxbook report",
+        "workspace": "archive",
+        "created": "2026-11-22T04:12:09+00:00",
+        "run": "20261122T040000-ab12cd",
+        "summary": {
+            "series": len(series),
+            "encoded": len(series) - failed - 1,
+            "ingested": 1,
+            "quality_failed": failed,
+            "stale": 0,
+            "quarantined": 5,
+            "voxels": 58_982_400,
+        },
+        "stages": [
+            {"stage": "ingest", "run": "r1", "state": "completed", "found": 37, "voxels": 58_982_400, "seconds": 21.4},
+            {"stage": "train", "run": "r2", "state": "completed", "seconds": 840.0},
+            {"stage": "encode", "run": "r3", "state": "completed", "series": 31, "voxels": 58_982_400, "seconds": 64.0},
+        ],
+        "groups": groups,
+        "series": series,
+        "worst": [{**entry, "figure": picture()} for entry in series[:2]],
+        "quarantine": [
+            {"code": code, "count": 2, "text": REASONS[code].text, "hint": REASONS[code].hint}
+            for code in ("MISSING_SLICE", "NOT_DICOM", "TRUNCATED")
+        ],
+        "models": [
+            {
+                "model": "ab12cd34" * 8,
+                "group": "ct",
+                "preset": "ct-2d",
+                "current": True,
+                "steps": 3000,
+                "seconds": 361.2,
+                "psnr": 37.2,
+                "ssim": 0.951,
+                "codebook_use": 0.97,
+            }
+        ],
+        "rate": rate,
+        "settings": {"gate": {"min_psnr": None}, "train": {"alpha": 0.8}},
+        "versions": {"voxbook": "0.1.0", "python": "3.11.9"},
+    }
+    return {**data, **changes}
+
+
+def test_page_is_well_formed_and_loads_nothing() -> None:
+    page = render(report())
+    checker = check(page)
+    assert "svg" in checker.tags
+    assert "Not for diagnostic use" in page and "patient data" in page
+    assert page.count("<circle") == 3 * 31 + sum(1 + (entry["jpeg2000_psnr"] is not None) for entry in report()["rate"])
+
+
+def test_every_reason_code_and_hint_is_shown() -> None:
+    everything = [{"code": c, "count": 1, "text": r.text, "hint": r.hint} for c, r in REASONS.items()]
+    page = render(report(quarantine=everything))
+    check(page)
+    assert all(f"<code>{code}</code>" in page for code in REASONS)
+    assert page.count('<span class="hint">') == len(REASONS)
+
+
+def test_everything_is_escaped() -> None:
+    bad = '"><script>alert(1)</script><img src="http://example.org/x">'
+    base = report()
+    entry = {**base["series"][0], "group": bad, "reasons": [bad], "units": bad}
+    page = render(
+        report(
+            title=bad,
+            workspace=bad,
+            series=[entry],
+            rate=[],
+            worst=[{**entry, "figure": picture()}],
+            groups=[{**base["groups"][0], "group": bad}],
+            quarantine=[{"code": bad, "count": 1, "text": bad, "hint": bad}],
+            settings={"key": bad},
+            versions={bad: bad},
+        )
+    )
+    check(page)
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_an_empty_report_is_still_a_page() -> None:
+    page = render({"summary": {}})
+    check(page)
+    assert "Nothing was found." in page and "<svg" not in page
+
+
+@pytest.mark.parametrize(
+    ("psnr", "shown"), [(None, "–"), (float("inf"), "∞"), (float("nan"), "–"), (41.234, "41.2"), (0.0, "0")]
+)
+def test_figures_that_are_missing_or_endless(psnr: float | None, shown: str) -> None:
+    data = report()
+    one = {**data["series"][0], "psnr": psnr}
+    page = render(report(series=[one], rate=[{**data["rate"][1], "series": one["series"], "psnr": psnr}], worst=[]))
+    check(page)
+    assert f'<td class="n">{shown}</td>' in page
+
+
+@pytest.mark.parametrize(
+    ("summary", "tone", "says"),
+    [
+        ({}, "bad", "Nothing was found"),
+        ({"series": 3, "encoded": 3}, "good", "All series encoded."),
+        ({"series": 3, "encoded": 3, "quarantined": 2}, "watch", "2 quarantined"),
+        ({"series": 3, "encoded": 2, "ingested": 1}, "watch", "1 series waits"),
+        ({"series": 3, "encoded": 2, "quality_failed": 1, "quarantined": 4}, "bad", "1 series misses the gate"),
+        ({"series": 3, "encoded": 3, "damaged": 1}, "bad", "repair"),
+    ],
+)
+def test_verdict_says_the_worst_first(summary: dict[str, int], tone: str, says: str) -> None:
+    found = verdict(summary)
+    assert found.tone == tone and says in f"{found.headline} {found.detail}"
+
+
+def test_words_for_figures() -> None:
+    assert [number(value) for value in (0.12345, 3.14159, 98.21, 12345.6)] == ["0.123", "3.14", "98.2", "12\u202f346"]
+    assert [duration(value) for value in (2.0, 361.2, 7260)] == ["2.0 s", "6 min 01 s", "2 h 01 min"]
+    assert count(1_000_000) == "1\u202f000\u202f000"
+
+
+@pytest.mark.parametrize(("modality", "rows"), [("CT", 2), ("MR", 1), ("PT", 1), ("NIFTI", 1)])
+def test_triptych_is_three_panels_for_each_window(modality: str, rows: int) -> None:
+    original = phantom("ct-chest", (3, 128, 128), (5.0, 3.0, 3.0), 1)[1]
+    picture = Image.open(io.BytesIO(triptych(original, original, modality)))
+    assert picture.size == (3 * 128 + 12, rows * 128 + 6 * (rows - 1))
+    pixels = np.asarray(picture)
+    assert np.array_equal(pixels[:, :128], pixels[:, 134:262])
+    assert set(np.unique(pixels[:128, 268:])) == {128}  # no difference anywhere
+
+
+def test_pet_is_inverse_grey_and_a_flat_slice_does_not_fail() -> None:
+    (window,) = windows_of(np.array([[0.0, 100.0]]), "PT")
+    assert window.apply(np.array([0.0, 1e6])).tolist() == [255, 0]
+    flat = np.zeros((35, 50), np.float32)
+    assert Image.open(io.BytesIO(triptych(flat, flat, "PT"))).mode == "RGB"
+    colour = np.zeros((3, 700, 50), np.float32)
+    assert Image.open(io.BytesIO(triptych(colour, colour, "PICTURE"))).height == 384
