@@ -74,7 +74,7 @@ class TrainSettings(Section):
     """How models are trained; what is none comes from the preset."""
 
     preset: str | None = Field(None, description="Model preset for every group; none: the one for its modality.")
-    max_seconds: float = Field(840.0, gt=0, description="Total time over all groups, in seconds.")
+    max_seconds: float = Field(870.0, gt=0, description="Total time over all groups, in seconds.")
     floor_seconds: float = Field(30.0, ge=0, description="Least time of a group, in seconds, as far as the total goes.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps; whichever of steps and time ends first.")
     batch_size: int | None = Field(None, ge=1, description="Patches per step.")

@@ -38,7 +38,9 @@ def cli() -> str:
         lines += ["| option | meaning |", "|---|---|"]
         for parameter in command.params:
             spelled = (
-                ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.make_metavar_of()
+                ", ".join(parameter.opts)
+                if parameter.param_type_name == "option"
+                else (parameter.metavar or parameter.name or "")
             )
             lines.append(f"| `{spelled}` | {getattr(parameter, 'help', '') or ''} |")
         lines.append("")

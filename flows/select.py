@@ -56,6 +56,7 @@ def select(
             raise InputError("NON_FINITE", "no candidate came through all folds", hint="a lower train.learning_rate")
         counts = _counts(group, cut, scores(validated.results), chosen, validated.trained, stage.seconds)
         write_record(stage, counts, config.preset, seconds_each, validated)
+        publish_candidates(counts)
         return finish(
             Outcome(
                 verb="select", run=stage.run, counts=counts, reasons=dict(stage.reasons), sentence=_sentence(counts)
@@ -83,6 +84,7 @@ def _counts(group: str, cut: Folds, found: list[Score], chosen: Score, trained: 
                 "psnr_se": _number(score.psnr_se),
                 "bits_per_voxel": _number(score.bits_per_voxel),
                 "codebook_use": _number(score.codebook_use),
+                "steps": score.steps,
                 "failed": score.failed,
             }
             for score in found
@@ -124,6 +126,17 @@ def write_record(stage: Stage, counts: dict[str, Any], preset: str, seconds_each
     return path
 
 
+def publish_candidates(counts: dict[str, Any]) -> None:
+    """The same table on the run's page in Prefect; nothing where nothing is recorded."""
+    from prefect.artifacts import create_table_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is not None:
+        rows = [{"chosen": _is_chosen(entry, counts), **entry} for entry in counts["candidates"]]
+        words = f"Candidates for {counts['group']} over {counts['folds']} folds of {counts['folds_of']}"
+        create_table_artifact(rows, key="voxbook-select-candidates", description=words)
+
+
 def show(counts: dict[str, Any]) -> None:
     """The candidates as a table for people, the chosen one marked, and the lines for voxbook.toml."""
     if counts["folds_of"] == "series":
@@ -131,8 +144,8 @@ def show(counts: dict[str, Any]) -> None:
             "Folds are of series: the group has fewer patients than folds, so a model may have seen the patient\n"
             "it is tested on, and the figures flatter. Fewer --folds keep patients apart.\n\n"
         )
-    columns = ("", "codebook_size", "width", "PSNR dB", "± s.e.", "bits/voxel", "codes used", "failed")
-    keys = ("codebook_size", "width", "psnr_mean", "psnr_se", "bits_per_voxel", "codebook_use", "failed")
+    columns = ("", "codebook_size", "width", "PSNR dB", "± s.e.", "bits/voxel", "codes used", "steps", "failed")
+    keys = ("codebook_size", "width", "psnr_mean", "psnr_se", "bits_per_voxel", "codebook_use", "steps", "failed")
     rows = [
         ("*" if _is_chosen(entry, counts) else "", *(entry[key] if entry[key] is not None else "-" for key in keys))
         for entry in counts["candidates"]

@@ -225,6 +225,7 @@ class Series:
             "planes": [
                 {
                     "name": name,
+                    "scanned": plane.axis == 0,
                     "count": shape[plane.axis],
                     "step_mm": spacing[plane.axis],
                     "width_mm": shape[plane.columns] * spacing[plane.columns],
@@ -277,7 +278,7 @@ class _Held:
 
 
 def draw(series: Series, wanted: Wanted) -> Picture:
-    """One picture. The difference is decoded minus original, blue below and red above, white where they agree."""
+    """One picture. The difference is decoded minus original, blue below and red above, dark where they agree."""
     if wanted.tier == "difference":
         decoded, missing = series.values(wanted, "codes")
         original, _ = series.values(wanted, "volume")
@@ -295,11 +296,11 @@ def draw(series: Series, wanted: Wanted) -> Picture:
 
 
 def _diverging(shares: np.ndarray) -> np.ndarray:
-    """-1 to 1 as blue over white to red, uint8 [rows, columns, 3]."""
+    """-1 to 1 as blue over dark to red, uint8 [rows, columns, 3]; beside a dark page white would glare."""
     x = np.clip(np.nan_to_num(shares), -1, 1)[..., None]
-    red, blue, white = np.array([178, 24, 43]), np.array([33, 102, 172]), np.array([247, 247, 247])
+    red, blue, dark = np.array([255, 104, 84]), np.array([92, 160, 255]), np.array([20, 20, 22])
     ends = np.where(x > 0, red, blue)
-    return np.rint(white + (ends - white) * np.abs(x)).astype(np.uint8)
+    return np.rint(dark + (ends - dark) * np.abs(x)).astype(np.uint8)
 
 
 def _png(pixels: np.ndarray, unknown: np.ndarray) -> bytes:

@@ -61,7 +61,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate over all folds: means, and the standard error of the mean PSNR in dB. failed: folds without one."""
+    """A candidate over all folds: means, and the standard error of the mean PSNR in dB. failed: folds without one.
+
+    steps: of the shortest training; few of them rank how quickly a size starts to learn, not what it reaches.
+    """
 
     candidate: Candidate
     folds: int
@@ -70,6 +73,7 @@ class Score:
     psnr_se: float
     bits_per_voxel: float
     codebook_use: float
+    steps: int
 
 
 def grid(sizes: Sequence[int], widths: Sequence[int], config: ModelConfig) -> list[Candidate]:
@@ -165,6 +169,7 @@ def scores(results: Sequence[Result]) -> list[Score]:
                 error,
                 _mean([result.bits_per_voxel for result in good]),
                 _mean([result.codebook_use for result in good]),
+                min((result.steps for result in good), default=0),
             )
         )
     return found
