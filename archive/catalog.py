@@ -143,8 +143,11 @@ class Catalog(CatalogCommits):
         """Enter a model and return it as it stands; the first one of a group becomes current."""
         with writing(self.engine) as connection:
             known = select_one(connection, ModelRow, models, models.c.model == model.model)
-            if known is not None:
-                return known
+            if known is not None:  # the same weights by another budget: that training need not run again either
+                connection.execute(
+                    update(models).where(models.c.model == model.model).values(train_key=model.train_key)
+                )
+                return replace(known, train_key=model.train_key)
             first = select_one(connection, ModelRow, models, models.c.group == model.group) is None
             fresh = replace(model, current=first, created_at=model.created_at or now(), summary=finite(model.summary))
             connection.execute(insert(models).values(**asdict(fresh)))

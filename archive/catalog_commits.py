@@ -150,12 +150,12 @@ class CatalogCommits(CatalogQueries):
         codes = select_one(connection, EncodingRow, encodings, encodings.c.version == version)
         certificate = select_one(connection, CertificateRow, certificates, certificates.c.version == version)
         valid = codes is not None and codes.model == model and codes.source_version == row.volume_version
-        state = "stale"
+        state, reasons = "stale", []
         if valid and certificate is not None:
             state = "encoded" if certificate.passed else "quality_failed"
-        connection.execute(
-            update(series_table).where(series_table.c.series == row.series).values(codes_version=version, state=state)
-        )
+            reasons = certificate.data.get("reasons", [])
+        pointer = {"codes_version": version, "state": state, "reason": reasons[0] if reasons else ""}
+        connection.execute(update(series_table).where(series_table.c.series == row.series).values(**pointer))
         connection.execute(update(certificates).where(certificates.c.version == version).values(expired=not valid))
         return state
 

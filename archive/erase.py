@@ -28,21 +28,29 @@ def erase(workspace: Workspace, *, series: str | None = None, patient: str | Non
     if series is not None:
         names = [workspace.catalog.one(series).series]
     else:
-        names = [row.series for row in workspace.catalog.series() if row.patient == patient]
+        names = [row.series for row in workspace.catalog.series() if row.patient.startswith(patient or "-")]
+        if len({workspace.catalog.one(name).patient for name in names}) > 1:
+            raise StoreError("NOT_FOUND", "several patients begin like that", hint="give more of the pseudonym")
     if not names:
         raise StoreError("NOT_FOUND", "no series of that patient is known")
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
-        return _erase(workspace, names, leases)
+        return _erase(workspace, names, leases, whole_patient=patient is not None)
 
 
-def _erase(workspace: Workspace, names: list[str], leases: Leases) -> Erased:
+def _erase(workspace: Workspace, names: list[str], leases: Leases, whole_patient: bool) -> Erased:
     wanted = [f"series:{name}" for name in names]
     if len(leases.acquire(wanted)) < len(wanted):
         workspace.catalog.end_run(leases.run, "failed", {"code": "LEASED"})
         raise TransientError("LEASED")
     folders = sum(_remove(root / name) for root in (workspace.volumes, workspace.codes) for name in names)
+    groups = {workspace.catalog.one(name).group for name in names}
+    for model in workspace.catalog.models():
+        if model.group in groups:  # its samples may be slices of this patient
+            (workspace.models / model.model / "progress.png").unlink(missing_ok=True)
     reports = sum(_remove(folder) for folder in _reports_of(workspace.reports, names))
     # Linkage holds originals: it goes before the catalog rows that would lead to it.
+    if whole_patient:
+        workspace.linkage.forget(patient=workspace.catalog.one(names[0]).patient)
     for name in names:
         workspace.linkage.forget(series_id=name)
         workspace.catalog.remove_series(name)

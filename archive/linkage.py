@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import JSON, URL, Column, MetaData, Table, Text, delete, select
+from sqlalchemy import JSON, URL, Column, Connection, MetaData, Table, Text, delete, select
 
 from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
 from archive.catalog_queries import parts
@@ -161,6 +161,22 @@ class Linkage:
             for row in rows:
                 for part in parts(row.files):
                     connection.execute(delete(files).where(files.c.source == row.source, files.c.path.in_(part)))
+            self._forget_headers(connection, rows, whole_patient=patient is not None)
             connection.execute(delete(series).where(where))
         wipe_log(self.engine)
         return sorted({row.series for row in rows})
+
+    @staticmethod
+    def _forget_headers(connection: Connection, rows: Sequence[Any], whole_patient: bool) -> None:
+        """Entries of folded and refused files, which no series lists but whose headers name it or its patient."""
+        uids = {row.first_identity for row in rows} - {""}
+        people = {row.patient_identity[0] for row in rows if row.patient_identity} if whole_patient else set()
+        for source in {row.source for row in rows}:
+            entries = connection.execute(select(files.c.path, files.c.entry).where(files.c.source == source))
+            named = [
+                found.path
+                for found in entries
+                if (header := found.entry.get("header") or {}).get("series") in uids or header.get("patient") in people
+            ]
+            for part in parts(named):
+                connection.execute(delete(files).where(files.c.source == source, files.c.path.in_(part)))

@@ -82,8 +82,11 @@ def scan(
     root = Path(root).resolve()
     folder = root if root.is_dir() else root.parent
     skipped: Counter[str] = Counter()
-    files = list(_walk(root, folder, pathspec.GitIgnoreSpec.from_lines(exclude), skipped))
-    entries, opened = [], 0
+    closed: list[str] = []
+    files = list(_walk(root, folder, pathspec.GitIgnoreSpec.from_lines(exclude), skipped, closed))
+    # A folder that cannot be listed is one refused item: what it holds is unknown, not absent.
+    entries = [FileEntry(path, 0, 0, 0, "refused", "UNREADABLE") for path in closed]
+    opened = 0
     for done, seen in enumerate(files, 1):
         entry = _known(seen, known or {})
         if entry is None:
@@ -97,7 +100,7 @@ def scan(
     return ScanResult(
         plans=tuple(sorted(plans, key=lambda plan: plan.series)),
         findings=tuple(sorted(findings, key=lambda finding: (finding.code, finding.key))),
-        skipped=dict(sorted(skipped.items())),
+        skipped={note: count for note, count in sorted(skipped.items()) if count},
         files=len(files),
         bytes=sum(entry.size for entry in entries),
         entries=tuple(entries),
@@ -105,15 +108,25 @@ def scan(
     )
 
 
-def _walk(root: Path, folder: Path, exclude: pathspec.PathSpec, skipped: Counter[str]) -> Iterator[Seen]:
-    """Regular files in a fixed order; hidden ones and links that lead out are counted as skipped."""
+def _walk(
+    root: Path, folder: Path, exclude: pathspec.PathSpec, skipped: Counter[str], closed: list[str]
+) -> Iterator[Seen]:
+    """Regular files in a fixed order; hidden ones and links are counted as skipped, folders that do not open as closed."""
     if root != folder:
-        yield Seen(root.name, root.stat())
+        try:
+            yield Seen(root.name, root.stat())
+        except OSError:  # its message would hold the path
+            raise InputError("UNREADABLE", "the source is not there or cannot be read") from None
         return
-    if not root.is_dir():
-        raise InputError("UNREADABLE", "the source is neither a folder nor a file")
-    for base, folders, names in os.walk(root, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+    def refuse(error: OSError) -> None:
+        closed.append(Path(error.filename).relative_to(root).as_posix())
+
+    for base, folders, names in os.walk(root, followlinks=False, onerror=refuse):
+        linked = {name for name in folders if Path(base, name).is_symlink()}
+        hidden = {name for name in folders if name.startswith(".")}
+        skipped.update({"LINK": len(linked), "HIDDEN": len(hidden - linked)})
+        folders[:] = sorted(set(folders) - linked - hidden)
         for name in sorted(names):
             path = Path(base, name)
             relative = path.relative_to(root).as_posix()

@@ -71,11 +71,23 @@ class Workspace:
 
     def register_source(self, path: Path | str, alias: str | None = None, exclude: Iterable[str] | None = None) -> str:
         """Give a source folder or file an alias, its pseudonym by default; path and globs stay in the linkage."""
-        place = str(Path(path).expanduser().absolute())
-        name = alias or self.pseudonyms.source(place)
+        place = str(self.place_of(path))
+        name = alias or self.alias_of(path)
         self.linkage.register(name, place, exclude)  # the linkage first: an alias in the catalog can always be led back
         self.catalog.register_source(name, "folder" if Path(place).is_dir() else "file")
         return name
+
+    def place_of(self, path: Path | str) -> Path:
+        """A source's one absolute path, however it was written."""
+        return Path(path).expanduser().resolve()
+
+    def alias_of(self, path: Path | str) -> str:
+        """The alias in [sources] of that folder (relative ones start at the workspace), else its pseudonym."""
+        place = self.place_of(path)
+        named = {
+            (self.root / Path(folder).expanduser()).resolve(): alias for alias, folder in self.settings.sources.items()
+        }
+        return named.get(place) or self.pseudonyms.source(str(place))
 
     def close(self) -> None:
         """Close what is open; the workspace opens it again when asked."""

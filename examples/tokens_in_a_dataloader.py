@@ -1,6 +1,6 @@
 """From a workspace to tokens in a PyTorch DataLoader: slabs of codes as integers, ready for an embedding.
 
-    python examples/tokens_in_a_dataloader.py ws ct
+python examples/tokens_in_a_dataloader.py ws ct
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main(root: Path, group: str, width: int = 32) -> torch.Tensor:
     embedding = torch.nn.Embedding(size, width)
     codes = next(iter(loader))["codes"]  # int64 [B, L, z, y, x]
     embedded = embedding(codes).sum(1).movedim(-1, 1)
-    print(f"{len(dataset)} slabs of {len(members)} series; a batch of codes {tuple(codes.shape)} -> {tuple(embedded.shape)}")
+    print(
+        f"{len(dataset)} slabs of {len(members)} series; a batch of codes {tuple(codes.shape)} -> {tuple(embedded.shape)}"
+    )
     return embedded
 
 

@@ -52,9 +52,6 @@ def main() -> None:
     except VoxbookError as error:
         console.show_error(error, as_json)
         sys.exit(console.exit_code_of(error))
-    except KeyboardInterrupt:
-        console.notice("stopped; the next run goes on from here")
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:  # the last place that can keep a path or a name out of a traceback

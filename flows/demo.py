@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from archive.errors import ConfigError
 from archive.volume import Volume
 from archive.workspace import Workspace
 from flows import console
@@ -44,8 +45,9 @@ def run_demo(root: Path, source: Path | None, settings: list[str], as_json: bool
     """
     if source is None:
         source = write_sample(root)
-        # The sample is phantoms and published test images: what they burn in is no secret.
         settings = [f"train.max_seconds={TRAIN_SECONDS}", *settings]
+    if not source.exists():
+        raise ConfigError("BAD_USAGE", "--source does not exist", hint="check the path")
     alias = Workspace.open(root, settings, create=True).register_source(source)
     base: dict[str, Any] = {"workspace": str(root), "settings": settings}
     outcomes = [

@@ -30,6 +30,8 @@ def encode(
 ) -> Outcome:
     """Encode what is new, stale or asked for, with the current model of each group or the one named."""
     with open_stage("encode", workspace, settings) as stage:
+        if model and group is None and not series:
+            group = stage.catalog.model(model).group
         rows = chosen(stage, group, series, where)
         counts, no_model, planned = EncodeCounts(), [], 0
         for name in sorted({row.group for row in rows}):
@@ -46,10 +48,12 @@ def encode(
                 counts += EncodeCounts(series=len(members), unchanged=unchanged)
                 continue
             counts += call(encode_group, stage, name, members, chosen_model)
-        if no_model:
+        if no_model and not dry_run:
             stage.catalog.set_reason([row.series for row in no_model], "NO_MODEL")
             stage.reasons["NO_MODEL"] += len(no_model)
             counts += EncodeCounts(series=len(no_model))
+        scope = {row.series for row in rows}
+        below = sum(row.state == "quality_failed" and row.series in scope for row in stage.catalog.series())
         shown = {
             "series encoded": counts.encoded,
             "would be encoded": planned,
@@ -78,9 +82,10 @@ def encode(
                 + ("; nothing new" if nothing and counts.unchanged else ""),
                 found=bool(rows),
                 quarantined=counts.failed - counts.below_gate - counts.damaged,
-                below_gate=counts.below_gate,
+                below_gate=below,  # those of earlier runs too: a night does not turn green by being repeated
                 damaged=counts.damaged,
-            )
+            ),
+            stage,
         )
 
 

@@ -49,9 +49,11 @@ def export(workspace: Workspace, series: str, out: Path, tier: Tier = "auto", le
     row = workspace.catalog.one(series)
     if out.exists():
         raise ConfigError("OCCUPIED", f"{out} exists already")
-    if levels is not None and tier == "volume":
-        raise ConfigError("BAD_USAGE", "--levels is for codes; the volume tier has none")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError("BAD_USAGE", f"there is no folder {out.parent}", hint="make it first")
     use = choose_tier(row, tier)
+    if levels is not None and use == "volume":
+        raise ConfigError("BAD_USAGE", "--levels is for codes; the volume tier has none", hint="--tier codes")
     ratio = None
     if use == "volume":
         version = row.volume_version or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
@@ -23,7 +24,7 @@ def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides 
         known = {source.alias for source in stage.catalog.sources()}
         aliases = sources or sorted(known | set(stage.settings.sources))
         for alias, path in stage.settings.sources.items():
-            stage.workspace.register_source(path, alias)
+            stage.workspace.register_source(stage.workspace.root / Path(path).expanduser(), alias)
         for alias in aliases:
             if alias not in known and alias not in stage.settings.sources:
                 raise StoreError("NOT_FOUND", f"no source is called {alias!r}", hint="name it in [sources]")
@@ -57,5 +58,6 @@ def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides 
                 + ("; nothing new" if nothing else ""),
                 found=counts.found > 0,
                 quarantined=counts.quarantined,
-            )
+            ),
+            stage,
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from archive.catalog_schema import CertificateRow, SeriesRow
-from archive.errors import REASONS, StoreError
+from archive.errors import REASONS, ConfigError, StoreError
 from archive.workspace import Workspace
 from flows.console import table
 
@@ -131,6 +131,8 @@ def find_uid(workspace: Workspace, uid: str) -> str:
     found = workspace.linkage.find_uid(uid)
     if not found:
         raise StoreError("NOT_FOUND", "no series of that UID is known")
+    if len(found) > 1:
+        raise ConfigError("BAD_USAGE", f"that UID was split into {len(found)} series", hint=", ".join(found))
     return found[0]
 
 

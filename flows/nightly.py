@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
+from archive.errors import VoxbookError
 from flows.encode import encode
 from flows.ingest import ingest
 from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish
 from flows.report import report
 from flows.verify import verify
-from tasks.stage import Outcome
+from tasks.stage import Outcome, describe
 
 Sample = Annotated[
     float, Field(gt=0, le=1, description="Share of the stored versions to verify, longest unchecked first.")
@@ -25,10 +26,10 @@ def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Ov
     """Ingest, encode, verify a sample by reading every byte of it, report."""
     checks = [*settings, f"verify.sample={verify_sample}", "verify.read_data=true"]
     parts = [
-        _run(ingest, workspace=workspace, settings=settings),
-        _run(encode, workspace=workspace, settings=settings),
-        _run(verify, workspace=workspace, settings=checks),
-        _run(report, workspace=workspace, settings=settings),
+        _run(ingest, "ingest", workspace=workspace, settings=settings),
+        _run(encode, "encode", workspace=workspace, settings=settings),
+        _run(verify, "verify", workspace=workspace, settings=checks),
+        _run(report, "report", workspace=workspace, settings=settings),
     ]
     reasons: dict[str, int] = {}
     for part in parts:
@@ -37,7 +38,7 @@ def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Ov
     return finish(
         Outcome(
             verb="nightly",
-            run=parts[-1].run,
+            run=next((part.run for part in reversed(parts) if part.run), ""),
             counts={part.verb: part.counts for part in parts},
             reasons=reasons,
             sentence="; ".join(part.sentence for part in parts),
@@ -50,10 +51,19 @@ def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Ov
     )
 
 
-def _run(stage_flow, **parameters) -> Outcome:
-    """A stage as a subflow in Prefect, or its body directly; damage is reported by the night, not raised in it."""
+def _run(stage_flow: Any, verb: str, **parameters: Any) -> Outcome:
+    """A stage as a subflow in Prefect, or its body directly; one that fails is part of the night's account, not its end."""
     from prefect.context import FlowRunContext
 
-    if FlowRunContext.get() is None:
-        return stage_flow.fn(**parameters)
-    return stage_flow(**parameters, return_state=True).result(raise_on_failure=False)
+    try:
+        if FlowRunContext.get() is None:
+            return stage_flow.fn(**parameters)
+        result = stage_flow(**parameters, return_state=True).result(raise_on_failure=False)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+    except VoxbookError as error:
+        code, words = error.code, str(error)
+    except Exception as error:  # the later stages may well work, and the report says what did not
+        code, words = "UNEXPECTED", describe(error)
+    return Outcome(verb, "", {"error": code}, {code: 1}, f"{verb} failed: {words}", damaged=1)

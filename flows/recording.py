@@ -7,8 +7,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from archive.errors import REASONS
-from tasks.stage import Outcome
+from archive.errors import REASONS, ConfigError
+from tasks.stage import Outcome, Stage
 
 logger = logging.getLogger("voxbook")
 
@@ -38,6 +38,7 @@ def run_stage(flow: Any, notice: Callable[[str], None], **parameters: Any) -> Ou
     """Run a flow where a Prefect API is configured and answers; else the same body directly, and say so in one line."""
     url = configured_api()
     if url and answers(url):
+        refuse_secrets(parameters.get("settings", []))
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         with temporary_settings({PREFECT_API_URL: url}):
@@ -48,6 +49,13 @@ def run_stage(flow: Any, notice: Callable[[str], None], **parameters: Any) -> Ou
     return flow.fn(**parameters)
 
 
+def refuse_secrets(settings: list[str]) -> None:
+    """Prefect keeps parameters in clear, so paths and passwords belong into voxbook.toml. Raises ConfigError BAD_USAGE."""
+    for override in settings:
+        if override.split("=")[0].split(".")[0].strip() in ("sources", "database", "linkage"):
+            raise ConfigError("BAD_USAGE", "sources, database and linkage are not for --set in a recorded run")
+
+
 def _outcome(state: Any) -> Any:
     try:
         return state.result(raise_on_failure=False)
@@ -55,10 +63,13 @@ def _outcome(state: Any) -> Any:
         return None
 
 
-def finish(outcome: Outcome) -> Any:
+def finish(outcome: Outcome, stage: Stage | None = None) -> Any:
     """End a flow: in Prefect with a state whose message is the outcome's sentence, else with the outcome itself."""
     from prefect.context import FlowRunContext
 
+    if stage is not None:
+        stage.counts = {key: value for key, value in outcome.counts.items() if isinstance(value, int | float)}
+        stage.state = "damaged" if outcome.damaged else "completed"
     logger.info(outcome.sentence)
     if FlowRunContext.get() is None:
         return outcome

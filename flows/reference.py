@@ -1,7 +1,8 @@
-"""Writes docs/cli.md, docs/configuration.md and docs/errors.md from the code; a test holds them equal."""
+"""Writes docs/cli.md, configuration.md, errors.md and the README's file map from the code; a test holds them equal."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 from pathlib import Path
 
@@ -97,7 +98,45 @@ def reasons() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"cli.md": cli, "configuration.md": configuration, "errors.md": reasons}
+def file_map() -> str:
+    """The README's map: every file of every room, with the first sentence of its docstring."""
+    lines = []
+    for room, about in ROOMS.items():
+        lines += [f"**{room}/** {about}", ""]
+        for path in sorted((HOME.parent / room).glob("*")):
+            if path.suffix in (".py", ".j2", ".yaml") and path.name != "__init__.py":
+                lines.append(f"- `{room}/{path.name}`: {_first_sentence(path)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    """README.md with its map made anew."""
+    before, _, rest = (HOME.parent / "README.md").read_text(encoding="utf-8").partition(MAP_BEGINS)
+    _, _, after = rest.partition(MAP_ENDS)
+    return f"{before}{MAP_BEGINS}\n\n{file_map()}\n{MAP_ENDS}{after}"
+
+
+def _first_sentence(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0].rstrip(".")
+    return {"report.html.j2": "the report's page", "view.html.j2": "the viewer's page"}.get(
+        path.name, "the deployments and the nightly schedule"
+    )
+
+
+ROOMS = {
+    "archive": "bytes: DICOM, NIfTI, pictures, Zarr stores, catalog; no torch, Dask or Prefect",
+    "model": "tensors: VQ-VAE, quantizer, training, encoding, decoding, measuring; no Prefect, no DICOM",
+    "tasks": "one retryable piece each; cluster, leases, progress",
+    "flows": "what runs in which order, what people see, the command line",
+    "deployments": "what runs where; names flows by string, holds no logic",
+    "benchmarks": "one script per claim",
+    "examples": "to start from",
+}
+MAP_BEGINS, MAP_ENDS = "<!-- files: made by `make docs` -->", "<!-- end of files -->"
+PAGES = {"cli.md": cli, "configuration.md": configuration, "errors.md": reasons, "../README.md": readme}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -41,7 +41,8 @@ def report(workspace: WorkspacePath, settings: Overrides = []) -> Outcome:
                 },
                 sentence=f"report: {summary['series']} series, {summary['encoded']} encoded, "
                 f"{summary['quality_failed']} below the gate, {summary['quarantined']} quarantined",
-            )
+            ),
+            stage,
         )
 
 

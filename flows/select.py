@@ -60,7 +60,8 @@ def select(
         return finish(
             Outcome(
                 verb="select", run=stage.run, counts=counts, reasons=dict(stage.reasons), sentence=_sentence(counts)
-            )
+            ),
+            stage,
         )
 
 

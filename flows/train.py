@@ -33,5 +33,6 @@ def train(workspace: WorkspacePath, group: Group = None, settings: Overrides = [
                 run=stage.run,
                 counts={**models[0], "models": models, "seconds": stage.seconds},
                 sentence=f"train: {verb} ({words})",
-            )
+            ),
+            stage,
         )

@@ -41,11 +41,7 @@ def ingest(
     missing = [number for number, path in enumerate(sources or [], 1) if not path.exists()]
     if missing:
         raise ConfigError("BAD_USAGE", f"SOURCE number {missing[0]} does not exist", hint="check the path")
-    named = {str(Path(folder).expanduser().absolute()): alias for alias, folder in home.settings.sources.items()}
-    aliases = [
-        home.register_source(path, named.get(str(path.expanduser().absolute())), exclude or None)
-        for path in sources or []
-    ]
+    aliases = [home.register_source(path, exclude=exclude or None) for path in sources or []]
     _run("ingest", as_json, workspace=str(workspace), sources=aliases, settings=settings)
 
 

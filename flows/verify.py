@@ -6,11 +6,10 @@ import time
 
 from prefect import flow
 
-from archive.verify import Checked
 from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish
 from tasks.stage import Outcome, call, open_stage
-from tasks.verify import verify_store
+from tasks.verify import verify_stores
 
 
 @flow(name="verify", flow_run_name="verify {workspace}", persist_result=False)
@@ -19,35 +18,39 @@ def verify(workspace: WorkspacePath, settings: Overrides = []) -> Outcome:
     with open_stage("verify", workspace, settings) as stage:
         limit = stage.settings.verify.max_seconds
         deadline = None if limit is None else time.time() + limit
-        results: list[Checked] = []
-        for tier in ("volume", "codes"):
-            results += call(verify_store, stage, tier, deadline)
-        damaged = [item for item in results if item.code == "DAMAGED"]
-        missing = [item for item in results if item.code == "MISSING"]
-        expired = sum(row.expired for row in stage.catalog.certificates())
-        stage.reasons.update(item.code for item in damaged + missing)
-        problems = tuple(
+        done = call(verify_stores, stage, deadline)
+        damaged = [item for item in done.checked if item.code == "DAMAGED"]
+        missing = [item for item in done.checked if item.code == "MISSING"]
+        problems = [
             {"series": item.series, "tier": item.tier, "version": item.version, "code": item.code}
             for item in damaged + missing
-        )
-        bad = ", ".join(sorted({item.series for item in damaged + missing}))
+        ]
+        undecodable = [row for row in stage.catalog.encodings(current_only=True) if row.model in done.broken_models]
+        problems += [
+            {"series": row.series, "tier": "model", "version": row.model, "code": done.broken_models[row.model]}
+            for row in undecodable
+        ]
+        expired = sum(row.expired for row in stage.catalog.certificates())
+        stage.reasons.update(problem["code"] for problem in problems)
+        bad = ", ".join(sorted({problem["series"] for problem in problems}))
         return finish(
             Outcome(
                 verb="verify",
                 run=stage.run,
                 counts={
-                    "checked": len(results),
-                    "damaged": len(damaged),
+                    "checked": len(done.checked),
+                    "damaged": len(damaged) + len(undecodable),
                     "missing": len(missing),
                     "expired": expired,
                     "seconds": stage.seconds,
                 },
                 reasons=dict(stage.reasons),
-                sentence=f"verify: {len(results)} versions checked, "
+                sentence=f"verify: {len(done.checked)} versions checked, "
                 + (f"{len(problems)} damaged or missing, of series {bad}" if problems else "all whole")
                 + (f", {expired} certificates expired" if expired else ""),
-                found=bool(results),
+                found=done.planned > 0,
                 damaged=len(problems),
-                problems=problems,
-            )
+                problems=tuple(problems),
+            ),
+            stage,
         )

@@ -75,8 +75,3 @@ def read(folder: Path, key: str) -> Checkpoint | None:
     except (FileNotFoundError, SafetensorError):  # none, or of another kind: start anew
         return None
     return Checkpoint(tensors, int(about["step"]), float(about["seconds"]))
-
-
-def forget(folder: Path) -> None:
-    """Remove the checkpoint: the training is finished."""
-    (folder / FILE).unlink(missing_ok=True)

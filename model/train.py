@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None, float, dict[str, Any]], None]
 LEAST_PATIENTS = 10  # fewer patients: all of them train, and the figures say so
-RESERVOIR_BATCHES = 8  # batches whose latents the codebooks start from
+RESERVOIR_BATCHES = 4  # batches whose latents the codebooks start from
 LOG_STEPS = 25
+LEAST_STEPS = 20  # taken whatever the clock says
 BAD_STEPS = 50  # steps in a row without a finite loss: give up
 
 
@@ -171,7 +172,12 @@ class _Training:
 
     def _share(self) -> float:
         """How much of the training is done, by steps or by time, whichever is further."""
-        return max(self.step / self.config.steps, self.elapsed() / max(1e-9, self.seconds - self.reserve))
+        by_time = self.elapsed() / max(1e-9, self.seconds - self.reserve)
+        if self.step < min(
+            LEAST_STEPS, self.config.steps
+        ):  # a model without any would be published as if it had learned
+            by_time = min(by_time, 0.99)
+        return max(self.step / self.config.steps, by_time)
 
     def _advance(self, batch: Tensor, share: float) -> Output | None:
         """One step of the optimiser; None where the loss was not finite and nothing was learned."""
@@ -252,7 +258,6 @@ class _Training:
             progress.draw(self.folder / progress.PICTURE, self.record.lines, found.sample)
         files = {name: self.folder / name for name in (progress.METRICS, progress.PICTURE)}
         name = bundle.save(self.model, self.config, self.models, self._summary(found), files)
-        checkpoint.forget(self.folder)
         return TrainResult(
             name,
             self.config.preset,

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from archive import codes as code_store
 from archive.catalog_schema import EncodingCommit, ModelRow, SeriesRow
 from archive.commit import Committed
-from archive.errors import InputError, StoreError
+from archive.errors import InputError, MismatchError, StoreError, TransientError
 from archive.settings import GateSettings
 from archive.volumes import StoredVolume
 from tasks.cluster import batches_by_size
@@ -111,26 +111,29 @@ def plan_jobs(stage: Stage, rows: Sequence[SeriesRow], model: ModelRow) -> tuple
 @task(name="encode-group", task_run_name="encode {group}", cache_policy=NO_CACHE, persist_result=False)
 def encode_group(stage: Stage, group: str, rows: Sequence[SeriesRow], model: ModelRow) -> EncodeCounts:
     """Encode what is new or stale of one group; every series is committed as soon as its batch is done."""
-    jobs, unchanged = plan_jobs(stage, rows, model)
     gate = stage.settings.gate_of(group)
     encode = stage.settings.encode
     stage.catalog.adopt_encodings(group, model.model, settings_digest(encode.profile, encode.levels, gate))
+    jobs, _ = plan_jobs(stage, rows, model)
     granted = set(stage.leases.acquire([f"series:{job.series}" for job in jobs]))
-    todo = [job for job in jobs if f"series:{job.series}" in granted]
-    counts = EncodeCounts(series=len(rows), unchanged=unchanged, leased=len(jobs) - len(todo))
+    leased = len(jobs) - len(granted)
+    # Planned again under the leases: another run may have finished some of them meanwhile.
+    todo = [job for job in plan_jobs(stage, rows, model)[0] if f"series:{job.series}" in granted]
+    counts = EncodeCounts(series=len(rows), unchanged=len(rows) - leased - len(todo), leased=leased)
     done_voxels, all_voxels = 0, sum(job.voxels for job in todo)
     batches = batches_by_size(todo, _voxels, stage.settings.encode.batch_voxels, stage.cluster.workers)
     for done in stage.cluster.run(encode_batch, batches):
         records = done.result
         if records is None:
             records = [EncodeRecord(job, None, None, "WORKER_KILLED") for job in done.items]
-        stage.catalog.commit_encodings([_commit(record) for record in records if record.committed])
+        committed = stage.catalog.commit_encodings([_commit(record) for record in records if record.committed])
+        lost = {outcome.series for outcome in committed if outcome.status == "lost"}
         for record in records:
             if record.code:
                 stage.catalog.set_reason([record.job.series], record.code)
         stage.leases.release([f"series:{record.job.series}" for record in records])
         for record in records:
-            counts += _count(record)
+            counts += EncodeCounts(unchanged=1) if record.job.series in lost else _count(record)
             stage.reasons.update(_reasons(record))
             done_voxels += record.job.voxels
         advance(f"encode {group}", done_voxels, all_voxels, "voxels")
@@ -152,6 +155,8 @@ def encode_batch(jobs: Sequence[EncodeJob]) -> list[EncodeRecord]:
 def _encode_safely(job: EncodeJob) -> EncodeRecord:
     try:
         return encode_series(job)
+    except (MismatchError, TransientError):
+        raise  # the model or the disk, not this series: no other one would fare better
     except InputError as error:
         return EncodeRecord(job, None, None, error.code)
     except StoreError as error:

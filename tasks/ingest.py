@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from archive.decoder import PixelDecoder
-from archive.errors import TransientError, VoxbookError
+from archive.errors import InputError, TransientError, VoxbookError
 from archive.ingest import IngestRecord, ingest_series, refusal
 from archive.plans import FileEntry, Finding, ScanResult, SeriesPlan
 from archive.scan import scan
@@ -45,11 +45,15 @@ class IngestCounts:
 @task(name="ingest-source", task_run_name="ingest {alias}", cache_policy=NO_CACHE, persist_result=False)
 def ingest_source(stage: Stage, alias: str) -> IngestCounts:
     """Bring the catalog and the volume store up to date with one source; unchanged series are not opened."""
-    found = scan_source(stage, alias)
-    fingerprints = stage.catalog.known_fingerprints(alias)
-    changed = [plan for plan in found.plans if fingerprints.get(plan.series) != plan.fingerprint]
+    try:
+        found = scan_source(stage, alias)
+    except InputError as error:  # an unmounted share must not keep the other sources from coming in
+        return unreadable_source(stage, alias, error.code)
+    changed = new_plans(stage, alias, found.plans)
     granted = set(stage.leases.acquire([f"series:{plan.series}" for plan in changed]))
-    todo = [plan for plan in changed if f"series:{plan.series}" in granted]
+    leased = len(changed) - len(granted)
+    # Asked again under the leases: another run may have finished some of them meanwhile.
+    todo = [plan for plan in new_plans(stage, alias, changed) if f"series:{plan.series}" in granted]
 
     linkage = stage.workspace.linkage
     linkage.save_series(todo, alias)  # before the catalog: a series in the catalog can always be led back
@@ -83,21 +87,40 @@ def ingest_source(stage: Stage, alias: str) -> IngestCounts:
                 voxels += _voxels(record)
         advance("ingest", ingested + unchanged, len(todo), "series")
 
-    stage.catalog.set_quarantine(alias, [quarantine_row(finding, alias) for finding in findings], stage.run)
-    linkage.save_entries(
-        alias, {entry.path: entry.as_dict() for entry in found.entries}
-    )  # last: a file counts as known only once its series is in the catalog
+    refused = [quarantine_row(finding, alias) for finding in findings]
+    # What another run holds is that run's to judge: its rows stay as they are.
+    others = {plan.series for plan in changed} - {plan.series for plan in todo}
+    known = {row.key for row in refused}
+    refused += [row for row in stage.catalog.quarantine(alias) if row.key in others - known]
+    stage.catalog.set_quarantine(alias, refused, stage.run)
+    # Last: a file counts as known only once its series is in the catalog.
+    linkage.save_entries(alias, {entry.path: entry.as_dict() for entry in found.entries})
     stage.reasons.update(finding.code for finding in findings)
     return IngestCounts(
         found=len(found.plans) + len(found.findings),
         ingested=ingested,
-        unchanged=unchanged + len(found.plans) - len(changed),
+        unchanged=unchanged + len(found.plans) - leased - len(todo),
         quarantined=len(findings),
-        leased=len(changed) - len(todo),
+        leased=leased,
         skipped=sum(found.skipped.values()),
         bytes_in=bytes_in,
         voxels=voxels,
     )
+
+
+def unreadable_source(stage: Stage, alias: str, code: str) -> IngestCounts:
+    """A source that cannot be read at all is one quarantined item beside those it had."""
+    finding = Finding(code=code, kind="file", key=stage.workspace.pseudonyms.file(alias, ""), files=0)
+    kept = [row for row in stage.catalog.quarantine(alias) if row.key != finding.key]
+    stage.catalog.set_quarantine(alias, [*kept, quarantine_row(finding, alias)], stage.run)
+    stage.reasons[code] += 1
+    return IngestCounts(found=1, quarantined=1)
+
+
+def new_plans(stage: Stage, alias: str, plans: Sequence[SeriesPlan]) -> list[SeriesPlan]:
+    """The plans whose files are not those that gave the stored, undamaged version."""
+    fingerprints = stage.catalog.known_fingerprints(alias)
+    return [plan for plan in plans if fingerprints.get(plan.series) != plan.fingerprint]
 
 
 def scan_source(stage: Stage, alias: str) -> ScanResult:
@@ -130,11 +153,13 @@ def ingest_batch(
             digest = digests.get(plan.series)
             try:
                 records.append(_with_retry(plan, volumes, settings, groups, digest, decoder))
+            except InputError as error:
+                records.append(_refused(plan, error.code))
             except VoxbookError:
                 raise  # the store itself is broken: no other series would fare better
             except Exception as error:  # one odd file must not stop ten thousand others; it is listed, not hidden
                 logger.warning("series %s: %s", plan.series, describe(error))
-                records.append(_unexpected(plan))
+                records.append(_refused(plan, "UNEXPECTED"))
     return records
 
 
@@ -145,7 +170,7 @@ def _with_retry(plan, volumes, settings, groups, digest, decoder) -> IngestRecor
         return ingest_series(plan, volumes, settings, groups, digest, decoder)
 
 
-def _unexpected(plan: SeriesPlan) -> IngestRecord:
+def _refused(plan: SeriesPlan, code: str) -> IngestRecord:
     return IngestRecord(
         series=plan.series,
         patient=plan.patient,
@@ -155,7 +180,7 @@ def _unexpected(plan: SeriesPlan) -> IngestRecord:
         content_digest="",
         attributes={},
         committed=None,
-        finding=refusal(plan, "UNEXPECTED"),
+        finding=refusal(plan, code),
         seconds=0.0,
     )
 

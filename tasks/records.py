@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from archive.catalog_schema import EncodingCommit, QuarantineRow, SeriesRow, VolumeCommit
+from archive.catalog_schema import EncodingCommit, QuarantineRow, VolumeCommit
 from archive.commit import Committed
 from archive.geometry import Geometry
 from archive.ingest import IngestRecord
@@ -72,8 +72,3 @@ def quarantine_row(finding: Finding, source: str) -> QuarantineRow:
         numbers=finding.numbers,
         group=finding.modality.lower(),
     )
-
-
-def channels_of(row: SeriesRow) -> int:
-    """Colour channels of a series; 1 for grey."""
-    return row.shape[row.axes.index("c")] if "c" in row.axes else 1

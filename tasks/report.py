@@ -6,6 +6,7 @@ import base64
 import collections
 import datetime
 import importlib.metadata
+import logging
 import platform
 import statistics
 import subprocess
@@ -18,11 +19,14 @@ from prefect.cache_policies import NO_CACHE
 
 from archive.catalog_schema import CertificateRow, SeriesRow
 from archive.codes import StoredCodes
-from archive.errors import REASONS
+from archive.errors import REASONS, MismatchError, StoreError
 from archive.volumes import StoredVolume
 from model.bundle import load
 from model.decode import decode_codes
+from tasks.figures import triptych
 from tasks.stage import Stage
+
+logger = logging.getLogger("voxbook")
 
 WORST = 12
 PACKAGES = ("prefect", "dask", "distributed", "torch", "zarr", "pydicom", "nibabel", "numpy", "sqlalchemy")
@@ -37,6 +41,8 @@ def gather(stage: Stage) -> dict[str, Any]:
     for refused in stage.catalog.quarantine():
         quarantine[refused.code] += 1
     states = collections.Counter(row.state for row in rows)
+    stored = [*stage.catalog.volumes_stored(), *stage.catalog.codes_stored()]
+    damage = collections.Counter(version.damage for version in stored)
     gates = {name: stage.settings.gate_of(name).model_dump(exclude_none=True) for name in {row.group for row in rows}}
     return {
         "title": "voxbook report",
@@ -50,6 +56,8 @@ def gather(stage: Stage) -> dict[str, Any]:
             "quality_failed": states["quality_failed"],
             "stale": states["stale"],
             "quarantined": sum(quarantine.values()),
+            "damaged": damage["DAMAGED"],
+            "missing": damage["MISSING"],
             "voxels": sum(row.voxels for row in rows),
         },
         "stages": [_stage(run) for run in stage.catalog.runs() if run.ended_at and run.verb != "report"][-12:],
@@ -75,13 +83,19 @@ def gather(stage: Stage) -> dict[str, Any]:
 @task(name="figures", cache_policy=NO_CACHE, persist_result=False)
 def gather_figures(stage: Stage, data: dict[str, Any]) -> list[dict[str, Any]]:
     """Original, decoded and difference of the middle slice of the worst series, by PSNR, as PNG in base64."""
-    from tasks.figures import triptych
 
     measured = [entry for entry in data["series"] if entry["psnr"] is not None]
     worst = sorted(measured, key=lambda entry: entry["psnr"])[:WORST]
-    return [
-        {**entry, "figure": base64.b64encode(triptych(*slices(stage, entry["series"]))).decode()} for entry in worst
-    ]
+    return [{**entry, "figure": _figure(stage, entry["series"])} for entry in worst]
+
+
+def _figure(stage: Stage, series: str) -> str | None:
+    """PNG in base64; None where the stores are damaged, which the report says elsewhere."""
+    try:
+        return base64.b64encode(triptych(*slices(stage, series))).decode()
+    except (StoreError, MismatchError) as error:
+        logger.warning("series %s has no picture: %s", series, error.code)
+        return None
 
 
 def slices(stage: Stage, series: str) -> tuple[np.ndarray, np.ndarray, str]:

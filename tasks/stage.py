@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archive.leases import Leases
-
 from archive.errors import VoxbookError
+from archive.leases import Leases
 from archive.workspace import Workspace
 from tasks.cluster import Cluster, open_cluster
 
@@ -59,6 +58,8 @@ class Stage:
         self.cluster = cluster
         self.started = time.monotonic()
         self.reasons: collections.Counter[str] = collections.Counter()
+        self.counts: dict[str, float] = {}  # what the runs table and the report show of it
+        self.state = "completed"
 
     @property
     def catalog(self):
@@ -94,7 +95,7 @@ def open_stage(verb: str, root: str | Path, overrides: Sequence[str] = (), *, cr
         catalog.end_run(run, "failed", {"error": type(error).__name__})
         raise
     else:
-        catalog.end_run(run, "completed", {"seconds": stage.seconds, "reasons": dict(stage.reasons)})
+        catalog.end_run(run, stage.state, {**stage.counts, "seconds": stage.seconds, "reasons": dict(stage.reasons)})
 
 
 def call(task: Any, *args: Any, **kwargs: Any) -> Any:

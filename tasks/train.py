@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections import Counter
 from typing import Any
 
 from prefect import task
@@ -15,7 +17,6 @@ from archive.volumes import StoredVolume
 from model.config import ModelConfig, intensity_for, preset_for, resolve
 from model.train import train
 from tasks.progress import advance
-from tasks.records import channels_of
 from tasks.stage import Stage
 
 
@@ -39,12 +40,13 @@ def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
     volumes = {
         row.series: StoredVolume(stage.workspace.volumes / row.series / versions[row.series].version) for row in rows
     }
+    folder = stage.workspace.training / f"{group}-{key[:16]}"
     result = train(
         volumes,
         {row.series: row.patient for row in rows},
         config,
         stage.settings.train,
-        stage.workspace.training / f"{group}-{key[:16]}",
+        folder,
         seconds,
         progress=lambda step, steps, elapsed, metrics: advance(
             f"train {group}", min(elapsed, seconds), seconds, "s", f"step {step}, {metrics.get('psnr') or 0:.1f} dB"
@@ -63,16 +65,20 @@ def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
         "voxels": sum(row.voxels for row in rows),
     }
     stage.catalog.add_model(ModelRow(model=result.model, group=group, preset=preset, train_key=key, summary=summary))
+    shutil.rmtree(folder)  # only now: until the catalog names the model, a killed run goes on from the checkpoint
     stage.leases.release([f"train:{group}"])
     return {"model": result.model, "group": group, "preset": preset, **summary, "unchanged": False}
 
 
 def model_config(stage: Stage, group: str, rows: list[SeriesRow]) -> tuple[ModelConfig, str]:
     """The group's preset with the overrides of [train] applied, and the preset's name."""
-    channels = channels_of(rows[0])
+    channels = rows[0].channels
     own = stage.settings.groups[group].preset if group in stage.settings.groups else None
     preset = stage.settings.train.preset or own or preset_for(rows[0].modality, channels)
-    mapping = intensity_for(rows[0].modality, channels, rows[0].units)
+    units = Counter[str]()
+    for row in rows:
+        units[row.units] += row.voxels
+    mapping = intensity_for(rows[0].modality, channels, units.most_common(1)[0][0])
     return resolve(preset, stage.settings.train, channels=channels, intensity=mapping), preset
 
 

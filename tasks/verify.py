@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from archive.errors import VoxbookError
 from archive.verify import Check, Checked, plan, record, verify_version
 from tasks.cluster import batches_by_size
 from tasks.progress import advance
@@ -17,22 +20,46 @@ from tasks.stage import Stage
 BATCH_BYTES = 64 * 2**20
 
 
-@task(name="verify-store", task_run_name="verify {tier}", cache_policy=NO_CACHE, persist_result=False)
-def verify_store(stage: Stage, tier: str, deadline: float | None) -> list[Checked]:
-    """Check the versions of one tier; stops at `deadline` (Unix time), and the next run goes on from there."""
+@dataclass(frozen=True)
+class Verified:
+    """How many versions were due, what was found, and the models whose files are not what their id says."""
+
+    planned: int
+    checked: tuple[Checked, ...]
+    broken_models: dict[str, str]
+
+
+@task(name="verify-stores", task_run_name="verify", cache_policy=NO_CACHE, persist_result=False)
+def verify_stores(stage: Stage, deadline: float | None) -> Verified:
+    """Check versions of both tiers in turn; stops at `deadline` (Unix time), and the next run goes on from there."""
     settings = stage.settings.verify
-    return run_checks(stage, tier, plan(stage.workspace, tier, settings.sample), settings.read_data, deadline)
+    codes, volumes = (plan(stage.workspace, tier, settings.sample) for tier in ("codes", "volume"))
+    # In turn, so that a short time does not go to one tier night after night.
+    checks = [check for pair in zip_longest(codes, volumes) for check in pair if check is not None]
+    found = run_checks(stage, checks, settings.read_data, deadline)
+    return Verified(len(checks), tuple(found), broken_models(stage) if settings.read_data else {})
+
+
+def broken_models(stage: Stage) -> dict[str, str]:
+    """Reason code by id of every model that current codes name and that cannot decode them any more."""
+    from model.bundle import load
+
+    broken = {}
+    for name in sorted({row.model for row in stage.catalog.encodings(current_only=True)}):
+        try:
+            load(stage.workspace.models / name, name, device="cpu")
+        except VoxbookError as error:
+            broken[name] = "MISSING" if error.code == "MISSING" else "DAMAGED"
+    return broken
 
 
 def verify_codes(stage: Stage, versions: Container[str]) -> list[str]:
     """Read every byte of these versions of codes; the series whose codes are damaged or gone."""
     checks = [check for check in plan(stage.workspace, "codes") if check.version in versions]
-    return [found.series for found in run_checks(stage, "codes", checks, True, None) if found.code]
+    return [found.series for found in run_checks(stage, checks, True, None) if found.code]
 
 
-def run_checks(
-    stage: Stage, tier: str, checks: Sequence[Check], read_data: bool, deadline: float | None
-) -> list[Checked]:
+def run_checks(stage: Stage, checks: Sequence[Check], read_data: bool, deadline: float | None) -> list[Checked]:
     """Spread checks over the cluster and write what they find into the catalog as they come back."""
     results: list[Checked] = []
     work = partial(verify_batch, read_data=read_data, deadline=deadline)
@@ -40,7 +67,7 @@ def run_checks(
         found = done.result or []
         record(stage.workspace, found)
         results += found
-        advance(f"verify {tier}", len(results), len(checks), "versions")
+        advance("verify", len(results), len(checks), "versions")
     return results
 
 
