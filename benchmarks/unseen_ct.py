@@ -53,6 +53,7 @@ def measure(data: Path, root: Path, left: list[str], seconds: float, overrides: 
     run(ingest, root, settings, sources=register(root, data, left))
     catalog = Workspace.open(root).catalog
     unseen = unseen_series(root, data, left)
+    assert unseen or not left, "nothing of what was left out is CT"
     run(encode, root, settings, series=[series for series, _ in unseen])
     certificates = {row.series: row for row in catalog.certificates()}
     figures = [figure(folder, certificates[series]) for series, folder in unseen]
@@ -78,7 +79,7 @@ def register(root: Path, data: Path, folders: list[str]) -> list[str]:
 def unseen_series(root: Path, data: Path, left: list[str]) -> list[tuple[str, str]]:
     """CT series of the folders left out, with the folder's name."""
     home = Workspace.open(root)
-    names = {home.pseudonyms.source(str((data / folder).absolute())): Path(folder).name for folder in left}
+    names = {home.alias_of(data / folder): Path(folder).name for folder in left}
     return [(row.series, names[row.source]) for row in home.catalog.series(group="ct") if row.source in names]
 
 
