@@ -34,7 +34,9 @@ def erase(workspace: Workspace, *, series: str | None = None, patient: str | Non
     if not names:
         raise StoreError("NOT_FOUND", "no series of that patient is known")
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
-        return _erase(workspace, names, leases, whole_patient=patient is not None)
+        erased = _erase(workspace, names, leases, whole_patient=patient is not None)
+    workspace.close()  # the last connection empties SQLite's log, where erased rows and leases would still be found
+    return erased
 
 
 def _erase(workspace: Workspace, names: list[str], leases: Leases, whole_patient: bool) -> Erased:

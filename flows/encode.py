@@ -10,7 +10,7 @@ from pydantic import Field
 from archive.catalog_schema import SeriesRow
 from archive.errors import MismatchError
 from archive.where import matches, parse
-from flows.parameters import Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath
+from flows.parameters import Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath, described
 from flows.recording import finish, sentence
 from tasks.encode import EncodeCounts, encode_group, plan_jobs
 from tasks.stage import Outcome, Stage, call, open_stage
@@ -19,6 +19,7 @@ DryRun = Annotated[bool, Field(description="Only say what would be encoded.")]
 
 
 @flow(name="encode", flow_run_name="encode {workspace}", persist_result=False)
+@described
 def encode(
     workspace: WorkspacePath,
     group: Group = None,

@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from archive.errors import StoreError
-from flows.parameters import Overrides, WorkspacePath
+from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish, sentence
 from tasks.ingest import IngestCounts, ingest_source
 from tasks.stage import Outcome, call, open_stage
@@ -18,6 +18,7 @@ Sources = Annotated[list[str], Field(description="Aliases of sources, as in [sou
 
 
 @flow(name="ingest", flow_run_name="ingest {workspace}", persist_result=False, validate_parameters=True)
+@described
 def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides = []) -> Outcome:
     """Bring new and changed series of the sources into the volume store; refuse the rest with a reason."""
     with open_stage("ingest", workspace, settings, create=True) as stage:

@@ -10,7 +10,7 @@ from pydantic import Field
 from archive.errors import VoxbookError
 from flows.encode import encode
 from flows.ingest import ingest
-from flows.parameters import Overrides, WorkspacePath
+from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
 from flows.report import report
 from flows.verify import verify
@@ -22,6 +22,7 @@ Sample = Annotated[
 
 
 @flow(name="nightly", flow_run_name="nightly {workspace}", persist_result=False)
+@described
 def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Overrides = []) -> Outcome:
     """Ingest, encode, verify a sample by reading every byte of it, report."""
     checks = [*settings, f"verify.sample={verify_sample}", "verify.read_data=true"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field
 
@@ -12,3 +14,15 @@ Group = Annotated[str | None, Field(description="One group (ct, mr, pt, ...); no
 SeriesIds = Annotated[list[str], Field(description="Series to work on, by pseudonym; none: all.")]
 Where = Annotated[str | None, Field(description="Condition on the catalog: psnr < 38 and modality = CT.")]
 ModelId = Annotated[str | None, Field(description="Model to encode with; none: the current one of each group.")]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def described(function: Function) -> Function:
+    """Put the descriptions of annotated parameters into the docstring, the only place where Prefect's run form looks."""
+    lines = ["", "", "Args:"]
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        descriptions = [found.description for found in getattr(hint, "__metadata__", ()) if found.description]
+        lines += [f"    {name}: {text}" for text in descriptions]
+    function.__doc__ = (inspect.getdoc(function) or "") + "\n".join(lines)
+    return function

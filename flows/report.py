@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.parameters import Overrides, WorkspacePath
+from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
 from flows.report_page import render
 from tasks.report import gather, gather_figures
@@ -17,6 +17,7 @@ from tasks.stage import Outcome, Stage, call, open_stage
 
 
 @flow(name="report", flow_run_name="report {workspace}", persist_result=False)
+@described
 def report(workspace: WorkspacePath, settings: Overrides = []) -> Outcome:
     """Write report.html, report.json and run.json under reports/<run>/."""
     with open_stage("report", workspace, settings) as stage:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from archive.errors import ConfigError, InputError, StoreError
 from flows.console import table
-from flows.parameters import Overrides, WorkspacePath
+from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
 from model.select import Folds, Score, choose, folds, grid, scores
 from tasks.select import Validated, cross_validate, plan_jobs
@@ -29,6 +29,7 @@ Seconds = Annotated[float, Field(gt=0, description="Seconds of each training, ca
 
 
 @flow(name="select", flow_run_name="select {workspace}", persist_result=False)
+@described
 def select(
     workspace: WorkspacePath,
     group: GroupName,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from prefect import flow
 
 from archive.errors import StoreError
-from flows.parameters import Group, Overrides, WorkspacePath
+from flows.parameters import Group, Overrides, WorkspacePath, described
 from flows.recording import finish
 from tasks.stage import Outcome, call, open_stage
 from tasks.train import share_seconds, train_group
 
 
 @flow(name="train", flow_run_name="train {workspace}", persist_result=False)
+@described
 def train(workspace: WorkspacePath, group: Group = None, settings: Overrides = []) -> Outcome:
     """Train a VQ-VAE for one group or for each; the first model of a group becomes its current one."""
     with open_stage("train", workspace, settings) as stage:

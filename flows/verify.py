@@ -6,13 +6,14 @@ import time
 
 from prefect import flow
 
-from flows.parameters import Overrides, WorkspacePath
+from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
 from tasks.stage import Outcome, call, open_stage
 from tasks.verify import verify_stores
 
 
 @flow(name="verify", flow_run_name="verify {workspace}", persist_result=False)
+@described
 def verify(workspace: WorkspacePath, settings: Overrides = []) -> Outcome:
     """Check volumes and codes; damage names its series and fails the run."""
     with open_stage("verify", workspace, settings) as stage:

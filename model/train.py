@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None, float, dict[str, Any]], None]
 LEAST_PATIENTS = 10  # fewer patients: all of them train, and the figures say so
-RESERVOIR_BATCHES = 4  # batches whose latents the codebooks start from
+RESERVOIR_BATCHES = 8  # batches whose latents the codebooks start from
 LOG_STEPS = 25
 LEAST_STEPS = 20  # taken whatever the clock says
 BAD_STEPS = 50  # steps in a row without a finite loss: give up

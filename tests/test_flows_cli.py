@@ -39,6 +39,7 @@ def here(capfd, monkeypatch, *words):
     from flows import cli
 
     monkeypatch.setattr(sys, "argv", ["voxbook", *map(str, words)])
+    monkeypatch.setattr("flows.recording.configured_api", lambda: None)  # another test may have a server running
     cli.app.registered_commands.clear()
     capfd.readouterr()
     with pytest.raises(SystemExit) as caught:

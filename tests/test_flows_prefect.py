@@ -96,7 +96,7 @@ def test_every_deployment_deploys_from_the_file(prefect_api):
         deployed = {deployment.name: deployment for deployment in client.read_deployments()}
     assert set(deployed) == {item.name for item in DEPLOYMENTS}
     assert deployed["nightly"].schedules[0].schedule.cron == "30 1 * * *"
-    properties = deployed["encode"].parameter_openapi_schema.properties
+    properties = deployed["encode"].parameter_openapi_schema["properties"]
     assert properties["where"]["description"].startswith("Condition on the catalog")
 
 
