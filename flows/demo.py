@@ -22,7 +22,7 @@ from flows.train import train
 from flows.verify import verify
 from tasks.stage import Outcome
 
-TRAIN_SECONDS = 120  # the sample's models are shown to work, not to be good
+TRAIN_SECONDS = 200  # the sample's models are shown to work, not to be good
 SAMPLE = "sample-archive"
 
 

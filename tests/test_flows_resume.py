@@ -70,7 +70,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path, archive_folder)
     root = tmp_path / "ws"
     alias = Workspace.open(root, create=True).register_source(archive_folder)
     ingest.fn(workspace=str(root), sources=[alias], settings=QUICK)
-    slow = ["cluster=inline", "train.preset=tiny", "train.steps=4000", "train.max_seconds=90", "train.floor_seconds=1"]
+    slow = ["cluster=inline", "train.preset=tiny", "train.steps=4000", "train.max_seconds=30", "train.floor_seconds=1"]
     slow += ["train.checkpoint_seconds=0.5"]
     command = [sys.executable, "-c", "from flows.cli import main; main()", "train", "-w", root, "--group", "pt"]
     process = subprocess.Popen(
