@@ -82,7 +82,7 @@ _GENTLE: dict[str, Any] = {"quantize_after": 100}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The CT's bits: 10 per 8 x 8 cell, 0.156 per voxel.
-    "ct-2d": {"intensity": "hu"},
+    "ct-2d": {"intensity": "hu", "ssim": 0.1},
     # A 4 x 8 x 8 cell with two codes: 0.078 bits per voxel.
     "ct-3d": {"intensity": "hu", **_THREE_D, "levels": 2, **_GENTLE},
     "mr-2d": {"levels": 2, **_GENTLE},
