@@ -44,10 +44,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, average: list[Tensor], opt
     for (name, parameter), mean in zip(model.named_parameters(), average, strict=True):
         mean.copy_(tensors[f"average.{name}"])
         state: dict[str, Any] = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in ("step", "exp_avg", "exp_avg_sq", "momentum", "momentum_buffer"):
             found = tensors.get(f"optimiser.{name}.{key}")
             if found is not None:  # the moments lie with the weights and in their layout, the step count as it was
-                state[key] = found if key == "step" else torch.empty_like(parameter).copy_(found)
+                state[key] = found.clone() if key == "step" else torch.empty_like(parameter).copy_(found)
         if state:
             optimiser.state[parameter] = state
 

@@ -10,6 +10,7 @@ from archive.errors import ConfigError
 from archive.settings import TrainSettings
 
 Triple = tuple[int, int, int]
+PEAK_RATES = {"muon": 0.02, "adamw": 1.5e-3, "sgd": 0.05}
 
 
 class ModelConfig(BaseModel):
@@ -43,12 +44,14 @@ class ModelConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="Patches per step.")
     patch: Triple = Field((1, 128, 128), description="Voxels of a training patch.")
     steps: int = Field(20_000, ge=1, description="Steps at most; the time given usually ends first.")
-    learning_rate: float = Field(1.5e-3, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW.")
+    optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="Muon learns in a third of AdamW's steps.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; none: the optimizer's own.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
     warmup_steps: int = Field(20, ge=0, description="Steps of linear learning rate warm-up.")
     quantize_after: int = Field(0, ge=0, description="Steps as a plain autoencoder before the codebooks start.")
     average: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights that are kept.")
     temperature: float = Field(0.5, gt=0, le=1, description="Series are drawn with voxels ** temperature.")
+    jitter: float = Field(0.4, ge=0, lt=1, description="Stretch of intensities in half of the patches, as a share.")
     seed: int = Field(0, ge=0, description="Seed of weights, sampling and codebooks.")
 
     @model_validator(mode="after")
@@ -64,6 +67,11 @@ class ModelConfig(BaseModel):
         """Voxels per code along z, y, x."""
         z, y, x = (u * s for u, s in zip(self.unshuffle, self.stride, strict=True))
         return z, y, x
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate, whoever names it."""
+        return self.learning_rate or PEAK_RATES[self.optimizer]
 
     def axes(self, sizes: Triple) -> tuple[int, ...]:
         """The last `dims` of three sizes: what a layer of this model takes."""
@@ -98,7 +106,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 _BY_MODALITY = {"CT": "ct-2d", "MR": "mr-2d", "PT": "pet-2d", "NM": "pet-2d", "NIFTI": "nifti-2d"}
 # What a setting of voxbook.toml is called in the config.
-_OVERRIDES = ("steps", "batch_size", "learning_rate", "alpha", "codebook_size", "code_dim", "levels", "width", "seed")
+_OVERRIDES = ("steps", "batch_size", "optimizer", "learning_rate", "alpha")
+_OVERRIDES += ("codebook_size", "code_dim", "levels", "width", "seed")
 
 
 def preset_for(modality: str, channels: int = 1) -> str:

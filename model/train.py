@@ -26,6 +26,7 @@ from model.config import ModelConfig
 from model.device import fast_bfloat16, pick
 from model.fidelity import Fidelity, sample_fidelity
 from model.metrics import perplexity, psnr, use
+from model.optimise import optimiser
 from model.patches import PatchSampler
 from model.source import as_source
 from model.vqvae import VQVAE, Output
@@ -126,9 +127,7 @@ class _Training:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = list(self.model.parameters())
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
-        )
+        self.optimiser = optimiser(self.model, config, self.half)
         self.key = _key(config, self.learn)
         self.step, self.spent = 0, 0.0  # spent: by earlier runs
         self.resumed_from = 0
@@ -297,7 +296,7 @@ class _Training:
 def learning_rate(config: ModelConfig, step: int, share: float) -> float:
     """Linear warm-up by steps, then a cosine to nothing over the share of the training that is done."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return config.peak_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
 def _key(config: ModelConfig, names: Iterable[str]) -> str:

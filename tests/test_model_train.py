@@ -159,6 +159,24 @@ def test_batches_depend_on_seed_and_step_alone(preset: str) -> None:
     assert np.array_equal(batches[3], PatchSampler(volumes, config, 0, 40_000).batch(3))
 
 
+def test_jitter_moves_intensities_of_half_of_the_patches_and_nothing_else() -> None:
+    volumes = phantoms()
+    config = tiny(batch_size=64)
+    plain = PatchSampler(volumes, config.model_copy(update={"jitter": 0.0}), 0, 2**26).batch(0)
+    moved = PatchSampler(volumes, config, 0, 2**26).batch(0)
+    assert moved.min() >= -1 and moved.max() <= 1, "CT is clipped to the 12 bits, jittered or not"
+    assert moved.shape == plain.shape and moved.dtype == np.float32
+    # The first patch of both is drawn alike: the jitter is its last draw.
+    a, b = plain[0].ravel().astype(float), moved[0].ravel().astype(float)
+    inside = (a > -0.7) & (a < 0.7)
+    stretch, shift = np.polyfit(a[inside], b[inside], 1)
+    assert np.allclose(b[inside], stretch * a[inside] + shift, atol=1e-5)
+    same = [np.array_equal(PatchSampler(volumes, config, seed, 2**26).batch(0)[0],
+                           PatchSampler(volumes, config.model_copy(update={"jitter": 0.0}), seed, 2**26).batch(0)[0])
+            for seed in range(24)]  # fmt: skip
+    assert 4 < sum(same) < 20
+
+
 def test_air_is_capped_and_small_images_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     air = np.full((2, 128, 128), -1000, np.int16)
     air[:, :40, :40] = np.random.default_rng(0).integers(-200, 200, (2, 40, 40))

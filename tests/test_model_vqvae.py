@@ -160,6 +160,6 @@ def test_patients_are_held_out_whole_and_only_where_there_are_enough() -> None:
 
 def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
     config = resolve("ct-2d")
-    assert learning_rate(config, 0, 0.0) < config.learning_rate / 10
-    assert learning_rate(config, 500, 0.0) == pytest.approx(config.learning_rate)
+    assert learning_rate(config, 0, 0.0) < config.peak_rate / 10
+    assert learning_rate(config, 500, 0.0) == pytest.approx(config.peak_rate)
     assert learning_rate(config, 500, 1.0) == pytest.approx(0.0, abs=1e-9)
