@@ -80,6 +80,7 @@ class ModelConfig(BaseModel):
 
 _THREE_D: dict[str, Any] = {"dims": 3, "unshuffle": (2, 4, 4), "stride": (2, 2, 2), "patch": (16, 64, 64)}
 _SMALL: dict[str, Any] = {"fine_width": 32, "width": 64, "decoder_width": 32, "blocks": 2, "decoder_blocks": 2}
+_FLAT: dict[str, Any] = {"unshuffle": (1, 2, 2), "patch": (8, 32, 32)}
 _TINY: dict[str, Any] = {
     **{"fine_width": 8, "width": 16, "decoder_width": 8, "blocks": 1, "decoder_blocks": 1},
     **{"codebook_size": 64, "code_dim": 8, "batch_size": 4, "patch": (1, 32, 32), "quantize_after": 5},
@@ -97,6 +98,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mr-3d": {**_THREE_D, "unshuffle": (2, 2, 2), "levels": 2, **_GENTLE},
     # PET matrices are small and smooth: a finer grid, few channels.
     "pet-2d": {"intensity": "asinh", **_SMALL, "unshuffle": (1, 2, 2), "patch": (1, 64, 64), "codebook_size": 512},
+    # Short along z, where PET and SPECT are coarse: 2 x 4 x 4 cells.
+    "pet-3d": {"intensity": "asinh", **_THREE_D, **_SMALL, **_FLAT, **_GENTLE},
+    "nm-3d": {"intensity": "asinh", **_THREE_D, **_SMALL, **_FLAT, "levels": 2, **_GENTLE},
+    "us-2d": {"intensity": "bytes", "levels": 2, **_GENTLE},
+    "xray-2d": {"levels": 2, **_GENTLE},
     "nifti-2d": {"levels": 2, "patch": (1, 64, 64), **_GENTLE},
     "picture-2d": {"intensity": "bytes", "levels": 2, "patch": (1, 64, 64), **_GENTLE},
     "rgb-2d": {"intensity": "bytes", "levels": 3, "channels": 3, **_GENTLE},
@@ -104,9 +110,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny-3d": {**_TINY, "dims": 3, "unshuffle": (2, 2, 2), "stride": (2, 2, 2), "patch": (8, 16, 16)},
 }
 
-_BY_MODALITY = {"CT": "ct-2d", "MR": "mr-2d", "PT": "pet-2d", "NM": "pet-2d", "NIFTI": "nifti-2d"}
+_BY_MODALITY = {"CT": "ct-2d", "MR": "mr-2d", "PT": "pet-2d", "NM": "pet-2d", "NIFTI": "nifti-2d", "US": "us-2d"}
+_BY_MODALITY |= dict.fromkeys(("CR", "DX", "MG", "XA", "RF", "IO", "PX"), "xray-2d")
 # What a setting of voxbook.toml is called in the config.
-_OVERRIDES = ("steps", "batch_size", "optimizer", "learning_rate", "alpha")
+_OVERRIDES: tuple[str, ...] = ("steps", "batch_size", "optimizer", "learning_rate", "alpha")
 _OVERRIDES += ("codebook_size", "code_dim", "levels", "width", "seed")
 
 
@@ -141,9 +148,9 @@ def resolve(
 
 
 def intensity_for(modality: str, channels: int = 1, units: str = "a.u.") -> str:
-    """The mapping into the model that suits a modality: hu, robust, asinh or bytes."""
+    """The mapping into the model that suits a modality: hu, robust, asinh or bytes (which is robust beyond 8 bits)."""
     if units == "HU":
         return "hu"
-    if channels == 3 or modality == "PICTURE":
+    if channels == 3 or modality in ("PICTURE", "US", "OT", "SC"):
         return "bytes"
     return "asinh" if modality in ("PT", "NM") else "robust"
