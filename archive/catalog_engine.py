@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -16,6 +17,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 
 from archive.errors import ConfigError, StoreError, TransientError
+
+# At DEBUG SQLAlchemy logs the rows it reads, and those of the linkage are names; a root logger at DEBUG must not do it.
+logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
 
 BUSY_SECONDS = 30
 _NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs"}

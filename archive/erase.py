@@ -1,63 +1,192 @@
-"""Erase a series or a patient everywhere: linkage, catalog, volumes, codes, and the reports that show them."""
+"""Erase a series or a patient everywhere: linkage, catalog, volumes, codes, quarantine, and the reports that show them."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy import delete, select
+
+from archive import linkage as originals
+from archive.catalog_engine import reading, wipe_log, writing
+from archive.catalog_queries import parts
+from archive.catalog_tables import quarantine
 from archive.errors import StoreError, TransientError
+from archive.keys import Pseudonyms
 from archive.leases import Leases
+from archive.linkage import Filed, GroupOutcome
 from archive.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What went."""
+    """What went. refused: rows of the quarantine."""
 
     series: int
     folders: int
     reports: int
+    refused: int = 0
+
+
+@dataclass
+class Marked:
+    """What is to go. series: stored or once planned; keys: of quarantine rows; files: (source, path) of entries."""
+
+    series: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    files: set[tuple[str, str]] = field(default_factory=set)
+    patients: set[str] = field(default_factory=set)
 
 
 def erase(workspace: Workspace, *, series: str | None = None, patient: str | None = None) -> Erased:
     """Erase one series, or all of a patient; raises StoreError NOT_FOUND, TransientError LEASED.
 
-    The bytes go first and the rows last, so that a killed erasure can be found and repeated.
+    series: a pseudonym, or the key of a refused one; patient: a pseudonym, also of one all of whose files were refused;
+    of both the beginning is enough. The bytes go first and the rows last, so that a killed erasure can be found and
+    repeated. What the sources still hold comes back with the next ingest.
     """
-    if series is not None:
-        names = [workspace.catalog.one(series).series]
-    else:
-        names = [row.series for row in workspace.catalog.series() if row.patient.startswith(patient or "-")]
-        if len({workspace.catalog.one(name).patient for name in names}) > 1:
-            raise StoreError("NOT_FOUND", "several patients begin like that", hint="give more of the pseudonym")
-    if not names:
-        raise StoreError("NOT_FOUND", "no series of that patient is known")
+    marked = _series(workspace, series) if series is not None else _patient(workspace, patient or "-")
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
-        erased = _erase(workspace, names, leases, whole_patient=patient is not None)
+        erased = _erase(workspace, marked, leases)
     workspace.close()  # the last connection empties SQLite's log, where erased rows and leases would still be found
     return erased
 
 
-def _erase(workspace: Workspace, names: list[str], leases: Leases, whole_patient: bool) -> Erased:
+def _series(workspace: Workspace, name: str) -> Marked:
+    """One series: its files, and the copies and refused files under its SeriesInstanceUID."""
+    rows = [row.key for row in workspace.catalog.quarantine() if name and row.key.startswith(name)]
+    try:
+        marked = Marked(series={workspace.catalog.one(name).series})
+    except StoreError:
+        if len(set(rows)) != 1:
+            raise
+        marked = Marked(keys=set(rows))
+    wanted = marked.series | marked.keys
+    groups = set()
+    for source, outcome in _outcomes(workspace):
+        if wanted & _keys(outcome):
+            groups.add((source, outcome.grouped))
+    for source, entry in _entries(workspace):
+        alone = workspace.pseudonyms.file(source, entry.path)
+        if alone in wanted or (source, entry.grouped) in groups:
+            marked.files.add((source, entry.path))
+            marked.keys.add(alone)
+    return marked
+
+
+def _patient(workspace: Workspace, name: str) -> Marked:
+    """All of a patient, by the catalog, by the linkage's series, and by the headers of files that came to nothing."""
+    marked = Marked()
+    for row in workspace.catalog.series():
+        if row.patient.startswith(name):
+            marked.series.add(row.series)
+            marked.patients.add(row.patient)
+    table = originals.series
+    with reading(workspace.linkage.engine) as connection:
+        rows = connection.execute(select(table.c.series, table.c.patient)).all()
+    for one, who in rows:
+        if who.startswith(name):
+            marked.series.add(one)
+            marked.patients.add(who)
+    groups = set()
+    for source, entry in _entries(workspace):
+        for who in _people(workspace.pseudonyms, source, entry):
+            if who.startswith(name):
+                marked.files.add((source, entry.path))
+                marked.keys.add(workspace.pseudonyms.file(source, entry.path))
+                marked.patients.add(who)
+                groups.add((source, entry.grouped))
+    if not marked.patients:
+        raise StoreError("NOT_FOUND", "nothing of that patient is known")
+    if len(marked.patients) > 1:
+        raise StoreError("NOT_FOUND", "several patients begin like that", hint="give more of the pseudonym")
+    for source, outcome in _outcomes(workspace):
+        if outcome.grouped and (source, outcome.grouped) in groups:
+            marked.keys |= _keys(outcome)
+    return marked
+
+
+def _people(pseudonyms: Pseudonyms, source: str, entry: Filed) -> Iterator[str]:
+    """The pseudonyms that an entry's patient has or would have: see archive.series, archive.nifti."""
+    if not entry.patient:
+        yield pseudonyms.patient(entry.series) if entry.series else pseudonyms.patient(source, entry.path)
+        return
+    header = entry.entry().header or {}
+    yield pseudonyms.patient(entry.patient, str(header.get("issuer") or ""))
+
+
+def _entries(workspace: Workspace) -> Iterator[tuple[str, Filed]]:
+    """Every entry of every source, one at a time: headers of a whole archive do not fit into memory."""
+    table = originals.files
+    query = select(table.c.source, *(table.c[name] for name in Filed._fields))
+    with reading(workspace.linkage.engine) as connection:
+        for source, *rest in connection.execute(query.execution_options(yield_per=1000)):
+            yield source, Filed(*rest)
+
+
+def _outcomes(workspace: Workspace) -> Iterator[tuple[str, GroupOutcome]]:
+    table = originals.outcomes
+    with reading(workspace.linkage.engine) as connection:
+        for row in connection.execute(select(table).execution_options(yield_per=1000)):
+            yield row.source, GroupOutcome.from_json(row.grouped, row.outcome)
+
+
+def _keys(outcome: GroupOutcome) -> set[str]:
+    """Everything that a group of files is called in the catalog."""
+    return {one.series for one in outcome.series} | {finding.key for finding in outcome.findings}
+
+
+def _erase(workspace: Workspace, marked: Marked, leases: Leases) -> Erased:
+    names = sorted(marked.series)
     wanted = [f"series:{name}" for name in names]
     if len(leases.acquire(wanted)) < len(wanted):
         workspace.catalog.end_run(leases.run, "failed", {"code": "LEASED"})
         raise TransientError("LEASED")
+    stored = [row for row in workspace.catalog.series() if row.series in marked.series]
     folders = sum(_remove(root / name) for root in (workspace.volumes, workspace.codes) for name in names)
-    groups = {workspace.catalog.one(name).group for name in names}
+    groups = {row.group for row in stored}
     for model in workspace.catalog.models():
         if model.group in groups:  # its samples may be slices of this patient
             (workspace.models / model.model / "progress.png").unlink(missing_ok=True)
-    reports = sum(_remove(folder) for folder in _reports_of(workspace.reports, names))
+    reports = sum(_remove(folder) for folder in _reports_of(workspace.reports, [*names, *marked.keys]))
     # Linkage holds originals: it goes before the catalog rows that would lead to it.
-    if whole_patient:
-        workspace.linkage.forget(patient=workspace.catalog.one(names[0]).patient)
+    _forget_files(workspace, marked)
     for name in names:
         workspace.linkage.forget(series_id=name)
         workspace.catalog.remove_series(name)
-    workspace.catalog.end_run(leases.run, "completed", {"series": len(names)})
-    return Erased(series=len(names), folders=folders, reports=reports)
+    refused = _unlist(workspace, marked.keys | marked.series)
+    workspace.catalog.end_run(leases.run, "completed", {"series": len(stored)})
+    return Erased(series=len(stored), folders=folders, reports=reports, refused=refused)
+
+
+def _forget_files(workspace: Workspace, marked: Marked) -> None:
+    """Entries and what was made of their groups; a patient's refused and folded files are in no series' list."""
+    files, outcomes = originals.files, originals.outcomes
+    by_source: dict[str, list[str]] = {}
+    for source, path in marked.files:
+        by_source.setdefault(source, []).append(path)
+    with writing(workspace.linkage.engine) as connection:
+        for source, paths in by_source.items():
+            for part in parts(paths):
+                where = (files.c.source == source) & files.c.path.in_(part)
+                groups = list(connection.execute(select(files.c.grouped).where(where).distinct()).scalars())
+                for some in parts(groups):
+                    gone = outcomes.c.grouped.in_(some)
+                    connection.execute(delete(outcomes).where(outcomes.c.source == source, gone))
+                connection.execute(delete(files).where(where))
+    wipe_log(workspace.linkage.engine)
+
+
+def _unlist(workspace: Workspace, keys: Iterable[str]) -> int:
+    """Drop rows of the quarantine; returns how many."""
+    gone = 0
+    with writing(workspace.catalog.engine) as connection:
+        for part in parts(keys):
+            gone += connection.execute(delete(quarantine).where(quarantine.c.key.in_(part))).rowcount
+    wipe_log(workspace.catalog.engine)
+    return gone
 
 
 def _remove(folder: Path) -> int:

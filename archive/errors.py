@@ -25,17 +25,25 @@ REASONS: dict[str, Reason] = {
     "TOO_LARGE": Reason("the header asks for more memory than allowed", "raise ingest.max_series_bytes if it is real"),
     "BAD_HEADER": Reason("a required attribute is missing or not a legal value", "re-export the series"),
     "NO_PIXELS": Reason("an image object without pixel data", "fetch the file again from its source"),
+    "HEADER_LIMIT": Reason("a header deeper, longer or larger than any real one", "look where the file comes from"),
+    "WRONG_SYNTAX": Reason("the data are not coded as the transfer syntax says", "re-export, or correct (0002,0010)"),
     "UNREADABLE": Reason("the file could not be opened", "check permissions and the disk"),
-    "ARCHIVE_NOT_UNPACKED": Reason("zip and tar files are not read yet", "unpack it and ingest the folder"),
+    "ARCHIVE_NOT_UNPACKED": Reason(
+        "a packed file inside a packed one, under a password, or of a kind that is not read (only zip and tar are)",
+        "unpack it and ingest the folder",
+    ),
+    "ARCHIVE_LIMIT": Reason("a zip or tar unpacks to more than is allowed", "unpack it by hand if you trust it"),
     # -- series that cannot be stacked
-    "NO_SERIES_UID": Reason("SeriesInstanceUID or SOPInstanceUID is missing", "re-export with UIDs"),
+    "NO_SERIES_UID": Reason("SOPInstanceUID is missing (or, as a flag, SeriesInstanceUID)", "re-export with UIDs"),
     "UID_CONFLICT": Reason("one SOPInstanceUID, different contents", "find out which is right; both are kept out"),
     "MISSING_SLICE": Reason("a gap of at least 1.5 times the median slice spacing", "fetch the missing slices"),
     "IRREGULAR_SPACING": Reason("slices are not evenly spaced within 5 %", "resample outside, or leave it out"),
     "DUPLICATE_POSITION": Reason("slice positions repeat without a time axis", "remove the duplicates"),
     "NO_GEOMETRY": Reason("position, orientation or spacing is missing or not usable", "re-export with geometry"),
     "NON_FINITE": Reason("slope, intercept or voxels are not finite, or the slope is zero", "re-export the series"),
-    "MULTIFRAME": Reason("multi-frame objects are not read yet", "convert to single-frame, or wait for a release"),
+    "MULTIFRAME": Reason(
+        "a volume tiled into one frame does not say how many slices it holds", "export it with its private tags"
+    ),
     "UNSUPPORTED_MODALITY": Reason("this modality is not read yet", "it stays listed; ingest again after an update"),
     "UNSUPPORTED_PIXELS": Reason("this pixel format is not read yet", "it stays listed; ingest again after an update"),
     "BURNED_IN": Reason("the header says that annotation is burned into the pixels", "ingest.burned_in = 'accept'"),
@@ -43,6 +51,7 @@ REASONS: dict[str, Reason] = {
     "WORKER_KILLED": Reason("the worker died while it had this series", "look at memory limits, then ingest again"),
     "UNEXPECTED": Reason("an error that voxbook did not foresee", "report it with the run's id"),
     # -- the state of the workspace
+    "SOURCE_GONE": Reason("its files are no longer in the source; the volume stays", "forget it if it should go too"),
     "NO_MODEL": Reason("no model is trained for this group", "voxbook train --group NAME"),
     "NOT_FOUND": Reason("nothing there by that name", "voxbook inspect lists what exists"),
     "NOTHING_FOUND": Reason("no image was found", "check the path and --exclude"),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from archive.commit import Committed
 from archive.decoder import PixelDecoder
+from archive.dicom import read_slices
 from archive.errors import InputError
+from archive.geometry import Geometry
 from archive.plans import Finding, SeriesPlan
 from archive.series import read_series
 from archive.settings import GroupSettings, IngestSettings
 from archive.volume import Volume
-from archive.volumes import content_digest, write
+from archive.volumes import content_digest, write, write_slices
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,31 @@ def ingest_series(
         )
 
     try:
-        volume = read_series(plan, settings=settings, decoder=decoder)
+        if plan.kind == "dicom" and "c" not in plan.details["axes"]:
+            with contextlib.ExitStack() as stack:
+                own = decoder or stack.enter_context(PixelDecoder(settings))
+                volume, slices = _streamed(plan, own)
+                digest, committed = write_slices(volume, slices, volumes, plan.series, stored_digest)
+        else:
+            volume = read_series(plan, settings=settings, decoder=decoder)
+            digest = content_digest(volume)
+            committed = None if digest == stored_digest else write(volume, volumes, plan.series)
     except InputError as error:
         return record(finding=refusal(plan, error.code, error.context))
-    digest = content_digest(volume)
-    group = group_of(volume, plan.group, groups)
-    if digest == stored_digest:
-        return record(digest, volume.attributes(), group)
-    return record(digest, volume.attributes(), group, committed=write(volume, volumes, plan.series))
+    return record(digest, volume.attributes(), group_of(volume, plan.group, groups), committed)
+
+
+def _streamed(plan: SeriesPlan, decoder: PixelDecoder) -> tuple[Volume, Iterator[np.ndarray]]:
+    """A grey DICOM series as a Volume of zeros that take no memory, and its slices, read as they are asked for."""
+    details = plan.details
+    slices = read_slices(plan, decoder)
+    first = next(slices)
+    depth = Geometry.from_dict(details["geometry"]).shape
+    shape = (len(details["frames"]), *depth) if details["axes"].startswith("t") else depth
+    bits = details["bits_stored"] or first.dtype.itemsize * 8  # a table's output is as wide as its dtype
+    voxels = np.broadcast_to(np.zeros((), first.dtype), shape)
+    volume = Volume.from_attributes(voxels, {**details, "bits_stored": bits})
+    return volume, itertools.chain([first], slices)
 
 
 def refusal(plan: SeriesPlan, code: str, context: Mapping[str, object] | None = None) -> Finding:

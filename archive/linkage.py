@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import JSON, URL, Column, Connection, MetaData, Table, Text, delete, select
+from sqlalchemy import (
+    JSON,
+    URL,
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    select,
+    text,
+)
 
 from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
 from archive.catalog_queries import parts
 from archive.errors import StoreError
+from archive.plans import Filed, Finding, Stamp
 
-SCHEMA = "linkage-1"
+SCHEMA = "linkage-2"
+OLD_SCHEMA = "linkage-1"  # kept each entry as JSON; its entries are read from the files again
 
 tables = MetaData()
 meta = Table("linkage_meta", tables, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
@@ -22,12 +40,31 @@ sources = Table(
     Column("path", Text, nullable=False),
     Column("exclude", JSON, nullable=False),
 )
+# One row per file, Filed's fields; the header, which most runs never look at, is one compressed blob.
 files = Table(
-    "linkage_files",
+    "linkage_entries",
     tables,
     Column("source", Text, primary_key=True),
     Column("path", Text, primary_key=True),
-    Column("entry", JSON, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("inode", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("reader", Integer, nullable=False),
+    Column("grouped", Text, nullable=False, index=True),
+    Column("series", Text, nullable=False, index=True),
+    Column("patient", Text, nullable=False, index=True),
+    Column("blob", LargeBinary),
+)
+# What planning and reading made of the files that belong together, so that unchanged ones are not planned again.
+outcomes = Table(
+    "linkage_outcomes",
+    tables,
+    Column("source", Text, primary_key=True),
+    Column("grouped", Text, primary_key=True),
+    Column("settings", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
 )
 series = Table(
     "linkage_series",
@@ -57,12 +94,56 @@ class Plan(Protocol):
     def files(self) -> tuple[str, ...]: ...
 
 
+@dataclass(frozen=True)
+class PlannedSeries:
+    """A series that a group of files gave. refused: why it could not be read, where trying again would be in vain."""
+
+    series: str
+    fingerprint: str
+    refused: Finding | None = None
+
+
+@dataclass(frozen=True)
+class GroupOutcome:
+    """What became of one group of files: series, and what was refused before any was read."""
+
+    grouped: str
+    series: tuple[PlannedSeries, ...]
+    findings: tuple[Finding, ...] = ()
+
+    def as_json(self) -> str:
+        """`from_json` reads it back; findings without their paths, which are the group's."""
+        rows = [[one.series, one.fingerprint, one.refused and _plain(one.refused)] for one in self.series]
+        return json.dumps([rows, [_plain(finding) for finding in self.findings]], separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, grouped: str, data: str) -> GroupOutcome:
+        """Read what `as_json` wrote."""
+        rows, findings = json.loads(data)
+        return cls(
+            grouped,
+            tuple(PlannedSeries(name, mark, _finding(refused) if refused else None) for name, mark, refused in rows),
+            tuple(_finding(finding) for finding in findings),
+        )
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    fields = asdict(finding)
+    del fields["paths"]
+    return fields
+
+
+def _finding(fields: dict[str, Any]) -> Finding:
+    return Finding(**fields)
+
+
 class Linkage:
     """A private database beside the catalog; every method is one transaction and may be repeated."""
 
     def __init__(self, url: str | URL) -> None:
         """Open, and make the tables in an empty database; raises as archive.catalog.Catalog does."""
         self.engine = open_database(url)
+        _upgrade(self.engine)
         prepare(self.engine, tables, meta, SCHEMA)
 
     def close(self) -> None:
@@ -92,24 +173,58 @@ class Linkage:
         return found
 
     def entries(self, alias: str) -> dict[str, dict[str, Any]]:
-        """What the last scan of a source saw, FileEntry dicts by relative path."""
+        """What the last scan of a source saw, FileEntry dicts by relative path; all headers at once."""
         with reading(self.engine) as connection:
-            rows = connection.execute(select(files.c.path, files.c.entry).where(files.c.source == alias))
-            return {row.path: row.entry for row in rows}
+            rows = connection.execute(select(*_FILED).where(files.c.source == alias))
+            return {row.path: Filed(*row).entry().as_dict() for row in rows}
 
-    def save_entries(self, alias: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make these the entries of a source: new and changed ones written, those gone dropped."""
+    def stamps(self, alias: str) -> dict[str, Stamp]:
+        """What the last scan of a source saw, without headers."""
+        with reading(self.engine) as connection:
+            rows = connection.execute(
+                select(files.c.path, *(files.c[name] for name in Stamp._fields)).where(files.c.source == alias)
+            )
+            return {path: Stamp(*rest) for path, *rest in rows}
+
+    def grouped(self, alias: str, groups: Iterable[str]) -> dict[str, list[Filed]]:
+        """The entries of these groups with their headers, by path."""
+        found: dict[str, list[Filed]] = {}
+        with reading(self.engine) as connection:
+            for part in parts(groups):
+                where = (files.c.source == alias) & files.c.grouped.in_(part)
+                for row in connection.execute(select(*_FILED).where(where).order_by(files.c.path)):
+                    entry = Filed(*row)
+                    found.setdefault(entry.grouped, []).append(entry)
+        return found
+
+    def save_entries(self, alias: str, entries: Iterable[Filed], gone: Iterable[str] = ()) -> None:
+        """Keep new and changed entries and drop those gone; what was made of their groups is forgotten with them."""
+        fresh = list(entries)
+        paths = [*gone, *(entry.path for entry in fresh)]
         with writing(self.engine) as connection:
-            rows = connection.execute(select(files.c.path, files.c.entry).where(files.c.source == alias))
-            known = {row.path: row.entry for row in rows}
-            for part in parts(path for path in known if path not in entries):
-                connection.execute(delete(files).where(files.c.source == alias, files.c.path.in_(part)))
-            changed = [
-                {"source": alias, "path": path, "entry": dict(entry)}
-                for path, entry in entries.items()
-                if known.get(path) != entry
-            ]
-            upsert(connection, files, changed)
+            groups = {entry.grouped for entry in fresh}
+            for part in parts(paths):
+                where = (files.c.source == alias) & files.c.path.in_(part)
+                groups.update(connection.execute(select(files.c.grouped).where(where)).scalars())
+                connection.execute(delete(files).where(where))
+            for part in parts(groups - {""}):
+                connection.execute(delete(outcomes).where(outcomes.c.source == alias, outcomes.c.grouped.in_(part)))
+            upsert(connection, files, [{"source": alias, **entry._asdict()} for entry in fresh])
+
+    def outcomes(self, alias: str, settings: str) -> dict[str, GroupOutcome]:
+        """What became of the groups of a source under these settings (a digest of them); others are left out."""
+        where = (outcomes.c.source == alias) & (outcomes.c.settings == settings)
+        with reading(self.engine) as connection:
+            rows = connection.execute(select(outcomes.c.grouped, outcomes.c.outcome).where(where))
+            return {row.grouped: GroupOutcome.from_json(row.grouped, row.outcome) for row in rows}
+
+    def save_outcomes(self, alias: str, settings: str, found: Iterable[GroupOutcome]) -> None:
+        """Keep what became of groups, so that they need not be planned again while their files do not change."""
+        rows = [
+            {"source": alias, "grouped": one.grouped, "settings": settings, "outcome": one.as_json()} for one in found
+        ]
+        with writing(self.engine) as connection:
+            upsert(connection, outcomes, rows)
 
     def save_series(self, plans: Iterable[Plan], source: str = "") -> None:
         """Keep who series are, before the catalog knows them."""
@@ -158,25 +273,43 @@ class Linkage:
         where = series.c.series == series_id if series_id is not None else series.c.patient == patient
         with writing(self.engine) as connection:
             rows = connection.execute(select(series).where(where)).all()
+            uids = {row.first_identity for row in rows} - {""}
+            people = {row.patient_identity[0] for row in rows if row.patient_identity} if patient is not None else set()
             for row in rows:
                 for part in parts(row.files):
-                    connection.execute(delete(files).where(files.c.source == row.source, files.c.path.in_(part)))
-            self._forget_headers(connection, rows, whole_patient=patient is not None)
+                    _drop(connection, files.c.source == row.source, files.c.path.in_(part))
+            # Entries of folded and refused files, which no series lists but whose headers name it or its patient.
+            for part in parts(uids):
+                _drop(connection, files.c.series.in_(part))
+            for part in parts(people - {""}):
+                _drop(connection, files.c.patient.in_(part))
             connection.execute(delete(series).where(where))
         wipe_log(self.engine)
         return sorted({row.series for row in rows})
 
-    @staticmethod
-    def _forget_headers(connection: Connection, rows: Sequence[Any], whole_patient: bool) -> None:
-        """Entries of folded and refused files, which no series lists but whose headers name it or its patient."""
-        uids = {row.first_identity for row in rows} - {""}
-        people = {row.patient_identity[0] for row in rows if row.patient_identity} if whole_patient else set()
-        for source in {row.source for row in rows}:
-            entries = connection.execute(select(files.c.path, files.c.entry).where(files.c.source == source))
-            named = [
-                found.path
-                for found in entries
-                if (header := found.entry.get("header") or {}).get("series") in uids or header.get("patient") in people
-            ]
-            for part in parts(named):
-                connection.execute(delete(files).where(files.c.source == source, files.c.path.in_(part)))
+
+_FILED = tuple(files.c[name] for name in Filed._fields)
+
+
+def _drop(connection: Connection, *where: Any) -> None:
+    """Entries, and what was made of the groups that they were in."""
+    groups = set(connection.execute(select(files.c.grouped).where(*where)).scalars()) - {""}
+    for part in parts(groups):
+        connection.execute(delete(outcomes).where(outcomes.c.grouped.in_(part)))
+    connection.execute(delete(files).where(*where))
+
+
+def _upgrade(engine: Any) -> None:
+    """Bring a linkage of OLD_SCHEMA to this one; only its entries go, and those are read from the files again."""
+    with reading(engine) as connection:
+        known = (
+            connection.dialect.has_table(connection, meta.name)
+            and connection.execute(
+                select(meta.c.value).where(meta.c.key == "schema", meta.c.value == OLD_SCHEMA)
+            ).first()
+        )
+    if known:
+        with writing(engine) as connection:
+            connection.execute(text("DROP TABLE IF EXISTS linkage_files"))
+            tables.create_all(connection)
+            connection.execute(meta.update().where(meta.c.key == "schema").values(value=SCHEMA))

@@ -21,21 +21,28 @@ from archive.settings import IngestSettings
 from archive.volume import Volume
 
 SUFFIXES = (".nii", ".nii.gz")
+PAIR_MAGIC = (b"ni1\0", b"ni2\0")  # of a header whose voxels lie in a file of their own
 MAX_DIM = 32767  # NIfTI-1 counts voxels of an axis in an int16
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SCANNER = 1  # sform and qform code: coordinates of the scanner
 RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+PARTS = ("magnitude", "phase")  # what a complex image becomes: two series
 
 
-def read_nifti_header(path: Path, size: int) -> dict[str, Any]:
-    """What planning and reading need of a NIfTI-1 or -2 header, JSON-ready.
+def is_pair_header(start: bytes) -> bool:
+    """Whether a .hdr file that begins so (512 bytes) is half of a NIfTI pair; Analyze and others say no orientation."""
+    return start[344:348] == PAIR_MAGIC[0] or start[4:8] == PAIR_MAGIC[1]
+
+
+def read_nifti_header(path: Path, size: int, *, pair: bool = False) -> dict[str, Any]:
+    """What planning and reading need of a NIfTI-1 or -2 header, JSON-ready. pair: the voxels lie in an .img file.
 
     Raises InputError UNKNOWN_FORMAT, TRUNCATED, UNREADABLE, UNSUPPORTED_PIXELS, NO_GEOMETRY, NON_FINITE.
     """
     try:
-        image: Any = nibabel.load(path, mmap=False)
+        image: Any = _open(path, path if pair else None)
         header: Any = image.header
-        if not isinstance(image, nibabel.nifti1.Nifti1Image):  # NIfTI-2 is a kind of it
+        if not isinstance(image, nibabel.nifti1.Nifti1Pair):  # all others are kinds of it
             raise InputError("UNKNOWN_FORMAT")
         affine = np.asarray(header.get_best_affine(), dtype=float)
         stored: Any = image.dataobj
@@ -51,16 +58,31 @@ def read_nifti_header(path: Path, size: int) -> dict[str, Any]:
         raise InputError("UNREADABLE") from None
     except (ImageFileError, HeaderDataError, OSError, ValueError, KeyError, OverflowError) as error:
         raise InputError("UNKNOWN_FORMAT", f"no NIfTI header ({type(error).__name__})") from None
+    kind = _storable(dtype)
+    needed = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     return {
         "shape": _squeeze(shape),
-        "dtype": _storable(dtype).str,
+        "dtype": kind.str,
+        "colours": len(dtype.names or ()),
         "affine": _usable(affine).tolist(),
-        "slope": float(slope),
-        "intercept": float(intercept),
+        "slope": float(slope) if not dtype.names else 1.0,
+        "intercept": float(intercept) if not dtype.names else 0.0,
         "time_step_s": _step(header, shape, unit),
         "oriented": int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,
-        "truncated": path.suffix != ".gz" and size < offset + int(np.prod(shape, dtype=object)) * dtype.itemsize,
+        "truncated": not pair and path.suffix != ".gz" and size < needed,
+        "needed": needed if pair else 0,
     }
+
+
+def _open(path: Path, image: Path | None) -> Any:
+    """By nibabel, without reading voxels; image: the other file of a pair."""
+    if image is None:
+        return nibabel.load(path, mmap=False)
+    with path.open("rb") as file:
+        second = file.read(8)[4:] == PAIR_MAGIC[1]
+    kind = nibabel.nifti2.Nifti2Pair if second else nibabel.nifti1.Nifti1Pair
+    files = {"header": nibabel.FileHolder(str(path)), "image": nibabel.FileHolder(str(image))}
+    return kind.from_file_map(files, mmap=False)
 
 
 def _squeeze(shape: list[int]) -> list[int]:
@@ -74,8 +96,11 @@ def _squeeze(shape: list[int]) -> list[int]:
 
 
 def _storable(dtype: np.dtype) -> np.dtype:
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise InputError("UNSUPPORTED_PIXELS", "complex, colour and extended floats are not read")
+    """What is read of it: colour as its bytes, complex numbers as they are."""
+    if dtype.names in (("R", "G", "B"), ("R", "G", "B", "A")):
+        return np.dtype("u1")
+    if dtype.kind not in "iufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+        raise InputError("UNSUPPORTED_PIXELS", "extended floats and complex numbers of them are not read")
     return dtype
 
 
@@ -94,65 +119,106 @@ def _step(header: Any, shape: list[int], unit: str) -> float | None:
 
 
 def plan_nifti(
-    entry: FileEntry, root: str, identity: tuple[str, ...], pseudonyms: Any, settings: IngestSettings
-) -> SeriesPlan:
-    """One NIfTI file as one series of one patient. Raises InputError TRUNCATED, TOO_LARGE, NON_FINITE."""
+    entry: FileEntry,
+    root: str,
+    identity: tuple[str, ...],
+    pseudonyms: Any,
+    settings: IngestSettings,
+    image: FileEntry | None = None,
+) -> list[SeriesPlan]:
+    """One NIfTI file as one series of one patient, a complex one as two. image: the .img file of a pair.
+
+    Raises InputError TRUNCATED (also where a pair's .img is missing), TOO_LARGE, NON_FINITE.
+    """
     header = entry.header
     assert header is not None
-    if header["truncated"]:
+    if header["truncated"] or (header["needed"] and (image is None or image.size < header["needed"])):
         raise InputError("TRUNCATED")
-    voxels = int(np.prod(header["shape"], dtype=object))
-    if voxels * np.dtype(header["dtype"]).itemsize > settings.max_series_bytes:
+    voxels = int(np.prod(header["shape"], dtype=object)) * max(1, min(3, header["colours"]))
+    dtype = np.dtype(header["dtype"])
+    if voxels * dtype.itemsize > settings.max_series_bytes:
         raise InputError("TOO_LARGE", voxels=float(voxels))
     if not np.isfinite([header["slope"], header["intercept"]]).all():
         raise InputError("NON_FINITE")
-    return SeriesPlan(
-        kind="nifti",
-        series=pseudonyms.series(*identity),
-        patient=pseudonyms.patient(*identity),
-        modality="NIFTI",
-        group=group_of("nifti"),
-        voxels=voxels,
-        source_bytes=entry.size,
-        fingerprint=fingerprint([entry]),
-        identity=identity,
-        patient_identity=identity,
-        root=root,
-        files=(entry.path,),
-        details={},
-        tables=({**header, "status": [entry.size, entry.mtime_ns]},),
-    )
+    files = [entry] if image is None else [entry, image]
+    pair = {} if image is None else {"pair": image.path, "pair_status": [image.size, image.mtime_ns]}
+    plans = []
+    for part in PARTS if dtype.kind == "c" else ("",):
+        names = (*identity, part) if part else identity
+        plans.append(
+            SeriesPlan(
+                kind="nifti",
+                series=pseudonyms.series(*names),
+                patient=pseudonyms.patient(*identity),
+                modality="NIFTI",
+                group=group_of("nifti", header["colours"]),
+                voxels=voxels,
+                source_bytes=sum(file.size for file in files),
+                fingerprint=fingerprint(files),
+                identity=names,
+                patient_identity=identity,
+                root=root,
+                files=(entry.path,),
+                details={},
+                tables=({**header, **pair, "part": part, "status": [entry.size, entry.mtime_ns]},),
+                folded=tuple(file.path for file in files[1:]),
+            )
+        )
+    return plans
 
 
 def read_nifti(path: Path, header: dict[str, Any]) -> Volume:
-    """A NIfTI file as a Volume, [z, y, x] or [t, z, y, x]: (i, j, k) = (x, y, z), stored values, native byte order.
+    """A NIfTI file as a Volume, [(t), (c), z, y, x]: (i, j, k) = (x, y, z), stored values, native byte order.
 
-    Raises InputError TRUNCATED, UNREADABLE, NON_FINITE, UNSUPPORTED_PIXELS.
+    Of complex numbers the magnitude or the phase (radians) of the scaled values. Alpha is left out of colour. Raises
+    InputError TRUNCATED, UNREADABLE, NON_FINITE, UNSUPPORTED_PIXELS.
     """
+    image_path = None
+    if header.get("pair"):
+        pair = Path(header["pair"])
+        image_path = pair if pair.is_absolute() else path.parent / pair.name
     try:
-        image: Any = nibabel.load(path, mmap=False)
+        if image_path is not None:
+            status = image_path.stat()
+            if [status.st_size, status.st_mtime_ns] != header["pair_status"]:
+                raise InputError("UNREADABLE", "a file of the series has changed since the scan", hint="ingest again")
+        image: Any = _open(path, image_path)
         stored = np.asarray(image.dataobj.get_unscaled())
+    except InputError:
+        raise
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise InputError("TRUNCATED") from None
     except (OSError, ValueError) as error:  # nibabel: fewer bytes than expected is either of them
         raise InputError("UNREADABLE" if isinstance(error, PermissionError) else "TRUNCATED") from None
-    voxels = _native(stored.reshape(header["shape"]).T)
+    slope, intercept = header["slope"], header["intercept"]
+    voxels = stored.reshape(header["shape"]).T
+    if header["part"]:
+        scaled = voxels * slope + intercept
+        voxels = np.abs(scaled) if header["part"] == PARTS[0] else np.angle(scaled)
+        voxels = voxels.astype(stored.real.dtype.newbyteorder("="))
+        slope, intercept = 1.0, 0.0
+    elif header["colours"]:
+        voxels = np.stack([voxels[name] for name in "RGB"], axis=-4)  # in front of z, behind t
+    voxels = _native(voxels)
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise InputError("NON_FINITE", share=float(1 - np.isfinite(voxels).mean()))
     step, flags = header["time_step_s"], [] if header["oriented"] else ["NO_ORIENTATION"]
+    axes = "t" * (len(header["shape"]) == 4) + "c" * bool(header["colours"]) + "zyx"
     frames: tuple[dict[str, float], ...] = ()
-    if voxels.ndim == 4:
+    if axes.startswith("t"):
         frames = tuple({"time_s": index * step} if step else {} for index in range(len(voxels)))
     if voxels.shape[-3] == 1:
         flags.append("SINGLE_SLICE")
     # A slope of 0 means that there is no scale (NIfTI-1); nibabel has made it 1 by now.
     return Volume(
         voxels=np.ascontiguousarray(voxels),
-        axes="tzyx" if voxels.ndim == 4 else "zyx",
+        axes=axes,
         geometry=Geometry.from_nifti(np.asarray(header["affine"]), tuple(header["shape"][:3])),
         modality="NIFTI",
-        slope=(header["slope"],),
-        intercept=(header["intercept"],),
+        slope=(slope,),
+        intercept=(intercept,),
+        units="rgb" if header["colours"] else "a.u.",
+        photometric="RGB" if header["colours"] else "MONOCHROME2",
         bits_stored=voxels.dtype.itemsize * 8,
         frames=frames,
         flags=tuple(flags),

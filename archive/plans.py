@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-READER = 1  # counts up when headers are read in another way; entries of another number are read again
+READER = 2  # counts up when headers are read in another way; entries of another number are read again
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """One file as the scan saw it; kept in the linkage so that an unchanged file is not opened again.
 
-    path: relative to the source root, posix. kind: dicom, nifti, picture, skipped or refused.
-    note: skipped: its class (RTSTRUCT, SIDECAR, ...); refused: the reason code; else empty.
+    path: relative to the source root, posix; `a.zip!/inner/x.dcm` for a file inside of a container.
+    kind: dicom, nifti, picture, container, skipped or refused.
+    note: skipped: its class (RTSTRUCT, SIDECAR, ...); refused: the reason code; container: what was left out in it
+    (`HIDDEN=2 LINK=1`); else empty.
     reader: the READER that made it.
     header: JSON-ready; what grouping and reading need, original UIDs included, so it stays in the linkage.
     """
@@ -38,6 +42,68 @@ class FileEntry:
         """Read what `as_dict` wrote."""
         return cls(**data)
 
+    @property
+    def grouped(self) -> str:
+        """What it is planned together with; empty where a file is no part of any series.
+
+        DICOM: the SeriesInstanceUID (0020,000E); all without one together, as only planning knows what to make of them.
+        """
+        if self.kind == "dicom":
+            return "d:" + str((self.header or {}).get("series") or "")
+        return "f:" + pair_of(self.path) if self.kind in ("nifti", "picture") else ""
+
+    def filed(self) -> Filed:
+        """As the linkage keeps it."""
+        header = self.header
+        blob = None if header is None else zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 1)
+        series, patient = (str((header or {}).get(key) or "") for key in ("series", "patient"))
+        seen = (self.path, self.size, self.mtime_ns, self.inode)
+        return Filed(*seen, self.kind, self.note, self.reader, self.grouped, series, patient, blob)
+
+
+class Filed(NamedTuple):
+    """A FileEntry with its header as one blob: what workers send back and the linkage stores, 100,000 at a time."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    kind: str
+    note: str
+    reader: int
+    grouped: str
+    series: str
+    patient: str
+    blob: bytes | None
+
+    def entry(self) -> FileEntry:
+        """With the header to be read."""
+        header = None if self.blob is None else json.loads(zlib.decompress(self.blob))
+        return FileEntry(
+            self.path, self.size, self.mtime_ns, self.inode, self.kind, self.note, header=header, reader=self.reader
+        )
+
+    def stamp(self) -> Stamp:
+        """Without path, identifiers and header."""
+        return Stamp(self.size, self.mtime_ns, self.inode, self.kind, self.note, self.reader, self.grouped)
+
+
+class Stamp(NamedTuple):
+    """An entry without its header: what a rescan compares."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    kind: str
+    note: str
+    reader: int
+    grouped: str
+
+
+def pair_of(path: str) -> str:
+    """The name that the two files of a NIfTI pair (.hdr, .img) share; any other path as it is."""
+    return path[:-4] + ".hdr" if path.lower().endswith((".hdr", ".img")) else path
+
 
 @dataclass(frozen=True)
 class SeriesPlan:
@@ -46,8 +112,9 @@ class SeriesPlan:
     kind: dicom, nifti or picture. series, patient: pseudonyms. voxels: over all axes.
     fingerprint: sha256 over path, size and mtime of its files; it changes when one of them does.
     identity, patient_identity: the originals, for the linkage only.
-    root, files: private; files in t-major, z-minor order. folded: copies of them, which are not read.
-    details: Volume attributes beside the voxels. tables: one header per file of `files`.
+    root, files: private; files in the order they are read in. folded: copies of them, which are not read.
+    images: (index of the file, frame, first row, first column) of every slice, t-major, z-minor; empty where each file
+    holds one. details: Volume attributes beside the voxels. tables: one header per file of `files`.
     """
 
     kind: str
@@ -65,6 +132,7 @@ class SeriesPlan:
     details: dict[str, Any] = field(repr=False)
     tables: tuple[dict[str, Any], ...] = field(repr=False)
     folded: tuple[str, ...] = field(default=(), repr=False)
+    images: tuple[tuple[int, int, int, int], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,7 @@ PYDICOM_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "mr-overlay": ("one slice of MR with an overlay", ("examples_overlay.dcm",)),
-    "ultrasound": ("colour ultrasound, not read yet", ("examples_rgb_color.dcm",)),
-    "ultrasound-frames": ("multi-frame colour ultrasound, not read yet", ("examples_ybr_color.dcm",)),
+    "ultrasound": ("one colour ultrasound image", ("examples_rgb_color.dcm",)),
     "radiotherapy": ("plan and dose, not images", ("rtplan.dcm", "rtdose.dcm")),
     "documents": (
         "structured reports, a segmentation, an ECG",
@@ -138,8 +137,6 @@ PYDICOM_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 EXPECTED_REAL = {
-    "ultrasound": "UNSUPPORTED_MODALITY",
-    "ultrasound-frames": "UNSUPPORTED_MODALITY",
     "radiotherapy": "skipped",
     "documents": "skipped",
 }

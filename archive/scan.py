@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pathspec
 
-from archive import dicom, headers, nifti, part10, pictures, series
+from archive import containers, dicom, headers, nifti, part10, pictures, series
 from archive.decoder import PixelDecoder
 from archive.errors import InputError
+from archive.frames import Image
 from archive.keys import Pseudonyms
-from archive.plans import READER, FileEntry, Finding, ScanResult, SeriesPlan
+from archive.plans import READER, FileEntry, Finding, ScanResult, SeriesPlan, Stamp
 from archive.series import read_series
 from archive.settings import IngestSettings
+from archive.walk import Seen, survey
 
 SIDECARS = (
     *(".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".html", ".htm", ".css", ".js", ".pdf", ".rtf"),
     *(".doc", ".docx", ".xls", ".xlsx", ".bval", ".bvec", ".db", ".ini", ".inf", ".cfg", ".log", ".lnk"),
+    *(".pptx", ".ppt", ".odt", ".ods", ".odp", ".epub", ".whl", ".npz"),  # zips that are not folders
     *(".yaml", ".yml", ".toml", ".py", ".ipynb", ".sh", ".bat", ".exe", ".dll", ".jar", ".md5", ".sha256"),
 )
 SIDECAR_NAMES = ("LICENSE", "LICENCE", "README", "COPYING", "CHANGES", "NOTICE", "CITATION", "VERSION", "AUTHORS")
@@ -53,14 +55,6 @@ NON_IMAGE_MODALITIES = (
 )
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One regular file of a source."""
-
-    path: str
-    status: os.stat_result
-
-
 def scan(
     root: Path | str,
     *,
@@ -73,98 +67,111 @@ def scan(
 ) -> ScanResult:
     """Read every header below `root` (a folder, or one file) once, and plan what can be read.
 
-    exclude: .gitignore patterns on the path relative to the root. known: entries of an earlier scan by path; a file of
-    the same size, time and inode is not opened again. progress(done, total) in files. Links out of the root, FIFOs and
-    devices are not followed. Raises InputError UNREADABLE where the root itself cannot be read.
+    Zip and tar files are read as folders. exclude: .gitignore patterns on the path relative to the root. known: entries
+    of an earlier scan by path; a file of the same size, time and inode is not opened again. progress(done, total) in
+    files. Links out of the root, FIFOs and devices are not followed. Raises InputError UNREADABLE where the root itself
+    cannot be read.
     """
     settings = settings or IngestSettings()
     pseudonyms = pseudonyms or Pseudonyms.load()
-    root = Path(root).resolve()
-    folder = root if root.is_dir() else root.parent
-    skipped: Counter[str] = Counter()
-    closed: list[str] = []
-    files = list(_walk(root, folder, pathspec.GitIgnoreSpec.from_lines(exclude), skipped, closed))
-    # A folder that cannot be listed is one refused item: what it holds is unknown, not absent.
-    entries = [FileEntry(path, 0, 0, 0, "refused", "UNREADABLE") for path in closed]
+    listing = survey(root, exclude)
+    inside = _inside(known or {})
+    entries = [refused_folder(path) for path in listing.closed]
     opened = 0
-    for done, seen in enumerate(files, 1):
-        entry = _known(seen, known or {})
-        if entry is None:
+    for done, seen in enumerate(listing.files, 1):
+        entry = (known or {}).get(seen.path)
+        if entry is not None and is_unchanged(seen, entry.size, entry.mtime_ns, entry.inode, entry.reader):
+            entries += [entry, *inside.get(seen.path, ())]
+        else:
             opened += 1
-            entry = _look(folder, seen)
-        entries.append(entry)
+            entries += look(listing.folder, seen, exclude, settings)
         if progress is not None:
-            progress(done, len(files))
-    skipped.update(entry.note for entry in entries if entry.kind == "skipped")
-    plans, findings = _plan(entries, folder, alias, pseudonyms, settings)
+            progress(done, len(listing.files))
+    plans, findings = plan(entries, listing.folder, alias, pseudonyms, settings)
     return ScanResult(
         plans=tuple(sorted(plans, key=lambda plan: plan.series)),
         findings=tuple(sorted(findings, key=lambda finding: (finding.code, finding.key))),
-        skipped={note: count for note, count in sorted(skipped.items()) if count},
-        files=len(files),
-        bytes=sum(entry.size for entry in entries),
+        skipped=skipped_of(entries, listing.skipped),
+        files=sum(entry.kind != "container" for entry in entries) - len(listing.closed),
+        bytes=sum(seen.size for seen in listing.files),
         entries=tuple(entries),
         opened=opened,
     )
 
 
-def _walk(
-    root: Path, folder: Path, exclude: pathspec.PathSpec, skipped: Counter[str], closed: list[str]
-) -> Iterator[Seen]:
-    """Regular files in a fixed order; hidden ones and links are counted as skipped, folders that do not open as closed."""
-    if root != folder:
-        try:
-            yield Seen(root.name, root.stat())
-        except OSError:  # its message would hold the path
-            raise InputError("UNREADABLE", "the source is not there or cannot be read") from None
-        return
+def is_unchanged(seen: Seen, size: int, mtime_ns: int, inode: int, reader: int) -> bool:
+    """Whether a file need not be opened: it looks as it did, and this reader has read it."""
+    return (size, mtime_ns, inode) == (seen.size, seen.mtime_ns, seen.inode) and reader == READER
 
-    def refuse(error: OSError) -> None:
-        closed.append(Path(error.filename).relative_to(root).as_posix())
 
-    for base, folders, names in os.walk(root, followlinks=False, onerror=refuse):
-        linked = {name for name in folders if Path(base, name).is_symlink()}
-        hidden = {name for name in folders if name.startswith(".")}
-        skipped.update({"LINK": len(linked), "HIDDEN": len(hidden - linked)})
-        folders[:] = sorted(set(folders) - linked - hidden)
-        for name in sorted(names):
-            path = Path(base, name)
-            relative = path.relative_to(root).as_posix()
-            if exclude.match_file(relative):
+def refused_folder(path: str) -> FileEntry:
+    """A folder that cannot be listed is one refused item: what it holds is unknown, not absent."""
+    return FileEntry(path, 0, 0, 0, "refused", "UNREADABLE")
+
+
+def skipped_of(entries: Iterable[FileEntry | Stamp], counted: Mapping[str, int]) -> dict[str, int]:
+    """Files per class that belong to no series: those among the entries, in containers, and those counted already."""
+    skipped = Counter(counted)
+    for entry in entries:
+        if entry.kind == "skipped":
+            skipped[entry.note] += 1
+        elif entry.kind == "container":
+            for item in entry.note.split():
+                skipped[item.partition("=")[0]] += int(item.partition("=")[2])
+    return {note: count for note, count in sorted(skipped.items()) if count}
+
+
+def _inside(known: Mapping[str, FileEntry]) -> dict[str, list[FileEntry]]:
+    """Entries of files in containers by their container's path."""
+    found: dict[str, list[FileEntry]] = {path: [] for path, entry in known.items() if entry.kind == "container"}
+    for path, entry in known.items():
+        outer = containers.outer_of(path, found)
+        if outer:
+            found[outer].append(entry)
+    return found
+
+
+def look(
+    folder: Path, seen: Seen, exclude: Sequence[str] = (), settings: IngestSettings | None = None
+) -> list[FileEntry]:
+    """What one file is, by its name and its first bytes, with its header; of a container also every file in it."""
+    entry = _look(folder / seen.path, seen)
+    if entry.kind != "container":
+        return [entry]
+    try:
+        return _look_inside(folder, entry, exclude, settings or IngestSettings())
+    except InputError as error:  # whole or not at all: a series must not be silently shortened
+        return [replace(entry, kind="refused", note=error.code)]
+
+
+def _look_inside(
+    folder: Path, container: FileEntry, exclude: Sequence[str], settings: IngestSettings
+) -> list[FileEntry]:
+    left_out = pathspec.GitIgnoreSpec.from_lines(exclude)
+    skipped: Counter[str] = Counter()
+    found: list[FileEntry] = []
+    with containers.Unpacked(folder) as unpacked:
+        for member in containers.members(folder / container.path, settings.max_archive_bytes, skipped):
+            path = container.path + containers.INSIDE + member.name
+            if left_out.match_file(path):
                 continue
-            if name.startswith("."):
+            if any(part.startswith((".", "__MACOSX")) for part in member.name.split("/")):
                 skipped["HIDDEN"] += 1
                 continue
-            try:
-                if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
-                    skipped["LINK"] += 1
-                    continue
-                status = path.stat()
-            except OSError:  # a link to nowhere, or in a circle
-                skipped["LINK"] += 1
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                skipped["DEVICE"] += 1
-                continue
-            yield Seen(relative, status)
+            file = unpacked.new_file(Path(member.name).suffix)
+            size = containers.extract(member, file, container.mtime_ns)
+            entry = _look(file, Seen(path, size, container.mtime_ns, container.inode))
+            if entry.kind == "container":
+                entry = replace(entry, kind="refused", note="ARCHIVE_NOT_UNPACKED")
+            found.append(entry)
+            file.unlink()
+    note = " ".join(f"{name}={count}" for name, count in sorted(skipped.items()))
+    return [replace(container, note=note), *found]
 
 
-def _known(seen: Seen, known: Mapping[str, FileEntry]) -> FileEntry | None:
-    entry = known.get(seen.path)
-    now = seen.status
-    if (
-        entry is None
-        or entry.reader != READER
-        or (entry.size, entry.mtime_ns, entry.inode) != (now.st_size, now.st_mtime_ns, now.st_ino)
-    ):
-        return None
-    return entry
-
-
-def _look(folder: Path, seen: Seen) -> FileEntry:
-    """What one file is, by its name and its first bytes, and its header."""
-    blank = FileEntry(seen.path, seen.status.st_size, seen.status.st_mtime_ns, seen.status.st_ino, "skipped")
-    path, name = folder / seen.path, seen.path.rsplit("/", 1)[-1]
+def _look(path: Path, seen: Seen) -> FileEntry:
+    blank = FileEntry(seen.path, seen.size, seen.mtime_ns, seen.inode, "skipped")
+    name = seen.path.rsplit("/", 1)[-1]
     lower = name.lower()
     try:
         if lower.endswith(nifti.SUFFIXES):
@@ -174,14 +181,22 @@ def _look(folder: Path, seen: Seen) -> FileEntry:
         if lower.endswith(SIDECARS) or name.split(".")[0].upper() in SIDECAR_NAMES:
             return replace(blank, note="SIDECAR")
         with path.open("rb") as file:
-            start = file.read(132)
+            start = file.read(512)
         named = lower.endswith(DICOM_NAMES)
-        if part10.looks_like_dicom(start):
+        if lower.endswith(".hdr") and nifti.is_pair_header(start):
+            return replace(blank, kind="nifti", header=nifti.read_nifti_header(path, blank.size, pair=True))
+        if part10.looks_like_dicom(start[:132]):
             header = headers.read_header(path)
             kind, note = _classify(header)
-            return replace(blank, kind=kind, note=note, header=None if kind == "refused" else header)
+            # Of a refused file only whose it is, so that `forget` finds it.
+            whose = {key: header[key] for key in ("series", "patient", "issuer")}
+            return replace(blank, kind=kind, note=note, header=whose if kind == "refused" else header)
+        if not named and containers.is_container(path, start):
+            return replace(blank, kind="container")
         if not named and (lower.endswith(CONTAINERS) or start.startswith((b"PK\x03\x04", b"\x1f\x8b"))):
             return replace(blank, kind="refused", note="ARCHIVE_NOT_UNPACKED")
+        if lower.endswith(".img"):  # planning looks whether it has a header beside it
+            return replace(blank, kind="nifti")
         return replace(blank, kind="refused", note="NOT_DICOM" if named else "UNKNOWN_FORMAT")
     except InputError as error:
         return replace(blank, kind="refused", note=error.code)
@@ -199,11 +214,13 @@ def _classify(header: dict[str, Any]) -> tuple[str, str]:
         return "skipped", note
     if not sop_class and not header["elements"]:
         return "refused", "NOT_DICOM"  # the magic, and nothing behind it
+    if header.get("cut"):
+        return "refused", "TRUNCATED"
     expected_image = modality in series.READ_MODALITIES or sop_class in series.SINGLE_FRAME | series.MULTI_FRAME
     if header["pixels"] is None and not expected_image:
         return "skipped", "NO_PIXELS"
-    if not header["series"]:
-        return "refused", "NO_SERIES_UID" if header["pixels"] else "NO_PIXELS"
+    if not header["series"] and not header["pixels"]:
+        return "refused", "NO_PIXELS"
     return "dicom", ""
 
 
@@ -215,29 +232,39 @@ def _non_image(sop_class: str) -> str:
     return NON_IMAGES.get(tail) or next(families, "")
 
 
-def _plan(
-    entries: list[FileEntry], folder: Path, alias: str, pseudonyms: Pseudonyms, settings: IngestSettings
+def plan(
+    entries: Sequence[FileEntry], folder: Path, alias: str, pseudonyms: Pseudonyms, settings: IngestSettings
 ) -> tuple[list[SeriesPlan], list[Finding]]:
-    with PixelDecoder(settings) as decoder:  # starts a process only where compressed duplicates must be compared
+    """Every entry that belongs to a series as part of a plan or of a finding, whatever their order.
 
-        def digest(entry: FileEntry) -> str:
-            assert entry.header is not None
-            if "digest" not in entry.header:  # kept with the entry, so that a rescan need not read pixels
-                entry.header["digest"] = dicom.pixel_digest(folder / entry.path, entry.header, decoder)
-            return str(entry.header["digest"])
+    Entries of one `grouped` must come together; several groups may come at once.
+    """
+    # The decoder starts a process only where compressed duplicates must be compared.
+    with containers.Unpacked(folder) as unpacked, PixelDecoder(settings) as decoder:
+
+        def digest(image: Image) -> str:
+            return dicom.image_digest(image, unpacked.path(image.entry.path), decoder)
 
         context = series.Context(os.fspath(folder), pseudonyms, settings, digest)
         plans, findings = series.plan_series([entry for entry in entries if entry.kind == "dicom"], context)
-    for entry in entries:
+    files = [entry for entry in entries if entry.kind in ("nifti", "picture") and entry.header is not None]
+    images = {entry.grouped: entry for entry in entries if entry.kind == "nifti" and entry.header is None}
+    refused = [(entry, entry.note) for entry in entries if entry.kind == "refused"]
+    for entry in files:
+        identity = (alias, entry.path)
+        try:
+            if entry.kind == "picture":
+                plans.append(pictures.plan_picture(entry, os.fspath(folder), identity, pseudonyms, settings))
+            else:
+                image = images.pop(entry.grouped, None)
+                plans += nifti.plan_nifti(entry, os.fspath(folder), identity, pseudonyms, settings, image)
+        except InputError as error:
+            refused.append((entry, error.code))
+    refused += [(entry, "UNKNOWN_FORMAT") for entry in images.values()]  # an .img without a header
+    for entry, code in refused:
+        modality = entry.kind.upper() if entry.kind in ("nifti", "picture") else ""
         key = pseudonyms.file(alias, entry.path)
-        if entry.kind == "refused":
-            findings.append(Finding(entry.note, "file", key, 1, paths=(entry.path,)))
-        elif entry.kind in ("nifti", "picture"):
-            make = nifti.plan_nifti if entry.kind == "nifti" else pictures.plan_picture
-            try:
-                plans.append(make(entry, os.fspath(folder), (alias, entry.path), pseudonyms, settings))
-            except InputError as error:
-                findings.append(Finding(error.code, "file", key, 1, entry.kind.upper(), paths=(entry.path,)))
+        findings.append(Finding(code, "file", key, 1, modality, paths=(entry.path,)))
     return plans, findings
 
 

@@ -65,6 +65,7 @@ class IngestSettings(Section):
     )
     secondary_capture: Literal["quarantine", "accept"] = Field("quarantine", description="Secondary capture images.")
     max_series_bytes: int = Field(8 * 2**30, gt=0, description="Largest decoded size of one series, in bytes.")
+    max_archive_bytes: int = Field(64 * 2**30, gt=0, description="Most bytes that one zip or tar may unpack to.")
     decode_bytes: int = Field(2 * 2**30, gt=0, description="Memory limit of the process that decodes pixels, in bytes.")
     decode_seconds: float = Field(30.0, gt=0, description="Time limit to decode one file, in seconds.")
     batch_bytes: int = Field(256 * 2**20, gt=0, description="Source bytes that make up one batch of series.")

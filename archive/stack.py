@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from archive.errors import InputError
+from archive.frames import Image
 from archive.geometry import Geometry
-from archive.plans import FileEntry
 from archive.settings import IngestSettings
+from archive.split import is_placed
 
 # What may order images of one position, the most telling first. `sets`: every position must show the same values;
 # `ranks`: values need only differ within a position; `runs`: also, either all of one time come before all of the next,
@@ -23,10 +24,14 @@ TIME_KEYS = (
     ("reference_ms", "sets"),
     ("trigger_ms", "ranks"),
     ("b_value", "sets"),
+    ("dimension", "sets"),
+    ("frame_ms", "sets"),
     ("acquired_s", "runs"),
     ("content_s", "runs"),
     ("acquisition_number", "runs"),
     ("instance", "runs"),
+    ("stack", "sets"),
+    ("direction", "sets"),
 )
 # Numbers that a workstation hands out: they order what is already known to differ, and say nothing about time in CT.
 WEAK_KEYS = ("acquisition_number", "instance")
@@ -37,20 +42,22 @@ TILT_DEGREES = 0.5
 
 @dataclass(frozen=True)
 class Stack:
-    """rows: files [t][z]; frames: one dict of numbers per t, empty for one; flags for the Volume."""
+    """rows: images [t][z]; frames: one dict of numbers per t, empty for one; flags for the Volume."""
 
-    rows: list[list[FileEntry]]
+    rows: list[list[Image]]
     geometry: Geometry
     frames: list[dict[str, float]]
     flags: list[str]
 
 
-def stack(members: Sequence[FileEntry], settings: IngestSettings, digest: Callable[[FileEntry], str]) -> Stack:
-    """Order the files of one grid. All share orientation, matrix and pixel spacing.
+def stack(members: Sequence[Image], settings: IngestSettings, digest: Callable[[Image], str]) -> Stack:
+    """Order the images of one grid. All share orientation, matrix and pixel spacing.
 
     Raises InputError NO_GEOMETRY, MISSING_SLICE, IRREGULAR_SPACING, DUPLICATE_POSITION.
     """
-    first = _header(members[0])
+    first = members[0].header
+    if not is_placed(first):
+        return _unplaced(members)
     if not first["orientation"] or not first["position"] or not first["spacing"] or min(first["spacing"]) <= 0:
         raise InputError("NO_GEOMETRY")
     along_x, along_y, normal = _axes(first["orientation"])
@@ -62,7 +69,29 @@ def stack(members: Sequence[FileEntry], settings: IngestSettings, digest: Callab
     rows, key = _rows(columns)
     flags = [] if sum(map(len, columns)) == len(members) else ["DUPLICATES_FOLDED"]
     geometry, more = _geometry(rows, first, (along_x, along_y, normal), settings.spacing_tolerance)
-    return Stack(rows, geometry, _frames(rows, key), flags + more)
+    assumed = {flag for image in kept for flag in image.header["assumed"]}
+    return Stack(rows, geometry, _frames(rows, key), flags + more + sorted(assumed))
+
+
+def _unplaced(members: Sequence[Image]) -> Stack:
+    """The frames of one object that lies nowhere in the patient: a picture, or pictures in the order they were made."""
+    kept = _one_per_uid(members)
+    first = kept[0].header
+    flags = ["NO_ORIENTATION"] + ["DUPLICATES_FOLDED"] * (len(kept) < len(members))
+    spacing = first["spacing"]
+    if spacing and min(spacing) <= 0:
+        raise InputError("NO_GEOMETRY", "the spacing of pixels is not positive")
+    for key, flag in (("region_spacing", "REGION_SPACING"), ("detector_spacing", "DETECTOR_SPACING")):
+        if not spacing and first[key]:
+            spacing = first[key]
+            flags.append(flag)
+    if not spacing:
+        flags.append("NO_SPACING")
+    y, x = spacing or (1.0, 1.0)
+    geometry = Geometry.pixels((1, first["rows"], first["columns"]), (first["thickness"] or 1.0, y, x))
+    rows = [[image] for image in kept]
+    timed = all(image.header["frame_ms"] is not None for image in kept)
+    return Stack(rows, geometry, _frames(rows, "frame_ms" if timed else ""), flags)
 
 
 def _axes(orientation: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,28 +105,28 @@ def _axes(orientation: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return along_x, along_y, normal / np.linalg.norm(normal)
 
 
-def _one_per_uid(members: Sequence[FileEntry]) -> list[FileEntry]:
+def _one_per_uid(members: Sequence[Image]) -> list[Image]:
     """Copies of one object (known to be equal by now): the first path stays."""
-    kept: dict[str, FileEntry] = {}
-    for entry in sorted(members, key=lambda entry: entry.path):
-        kept.setdefault(_header(entry)["sop"], entry)
+    kept: dict[tuple[str, int, tuple[int, int]], Image] = {}
+    for image in sorted(members, key=lambda image: image.place):
+        kept.setdefault((image.header["sop"], image.frame, image.corner), image)
     return list(kept.values())
 
 
-def _columns(entries: Sequence[FileEntry], normal: np.ndarray, tolerance: float) -> list[list[FileEntry]]:
+def _columns(images: Sequence[Image], normal: np.ndarray, tolerance: float) -> list[list[Image]]:
     """Files by their position along the normal, ascending."""
-    placed = sorted((float(np.dot(_header(entry)["position"], normal)), entry.path, entry) for entry in entries)
-    columns: list[list[FileEntry]] = []
+    placed = sorted((float(np.dot(image.header["position"], normal)), image.place, image) for image in images)
+    columns: list[list[Image]] = []
     start = -np.inf
-    for place, _, entry in placed:
+    for place, _, image in placed:
         if place - start > tolerance:
             columns.append([])
             start = place
-        columns[-1].append(entry)
+        columns[-1].append(image)
     return columns
 
 
-def _folded(columns: list[list[FileEntry]], digest: Callable[[FileEntry], str]) -> list[list[FileEntry]]:
+def _folded(columns: list[list[Image]], digest: Callable[[Image], str]) -> list[list[Image]]:
     """Positions without copies of pixels under another UID.
 
     Where that leaves one image each, all repetition was copying. Else only positions with more images than most are
@@ -110,17 +139,17 @@ def _folded(columns: list[list[FileEntry]], digest: Callable[[FileEntry], str]) 
     return [fewer if len(column) > usual else column for column, fewer in zip(columns, unlike, strict=True)]
 
 
-def _unlike(column: list[FileEntry], digest: Callable[[FileEntry], str]) -> list[FileEntry]:
+def _unlike(column: list[Image], digest: Callable[[Image], str]) -> list[Image]:
     """The files of one position without those that repeat the pixels of another."""
     if len(column) == 1:
         return column
-    kept: dict[str, FileEntry] = {}
-    for entry in sorted(column, key=lambda entry: entry.path):
-        kept.setdefault(digest(entry), entry)
+    kept: dict[str, Image] = {}
+    for image in sorted(column, key=lambda image: image.place):
+        kept.setdefault(digest(image), image)
     return list(kept.values())
 
 
-def _rows(columns: list[list[FileEntry]]) -> tuple[list[list[FileEntry]], str]:
+def _rows(columns: list[list[Image]]) -> tuple[list[list[Image]], str]:
     """Files as [t][z], and the key that orders t (empty for one time)."""
     counts = [len(column) for column in columns]
     if max(counts) == 1:
@@ -137,22 +166,20 @@ def _rows(columns: list[list[FileEntry]]) -> tuple[list[list[FileEntry]], str]:
     order = _time_order(columns)
     if order is None:
         raise InputError("DUPLICATE_POSITION", **numbers)
-    ordered = [sorted(column, key=lambda entry: _header(entry)[order]) for column in columns]
+    ordered = [sorted(column, key=lambda image: _value(image, order)) for column in columns]
     return [list(row) for row in zip(*ordered, strict=True)], order
 
 
-def _time_order(columns: list[list[FileEntry]]) -> str | None:
+def _time_order(columns: list[list[Image]]) -> str | None:
     """The first key that orders the files of every position; empty where there is one each, None where none does."""
     depth = len(columns[0])
     if depth == 1:
         return ""
     for key, rule in TIME_KEYS:
-        values = [
-            sorted(_header(entry)[key] for entry in column if _header(entry)[key] is not None) for column in columns
-        ]
+        values = [sorted(value for image in column if (value := _value(image, key)) is not None) for column in columns]
         if any(len(set(column)) < depth for column in values):
             continue
-        if key == "instance" and _header(columns[0][0])["modality"] != "MR":
+        if key == "instance" and columns[0][0].header["modality"] != "MR":
             continue
         if rule == "sets" and any(column != values[0] for column in values):
             continue
@@ -162,32 +189,47 @@ def _time_order(columns: list[list[FileEntry]]) -> str | None:
     return None
 
 
+def _value(image: Image, key: str) -> Any:
+    """What orders an image by this key, None where it says nothing; lists as tuples, which compare and hash."""
+    value = image.header.get(key)
+    if key == "direction" and value:
+        return (image.header["b_value"] or 0.0, *value)
+    return tuple(value) or None if isinstance(value, list) else None if value == "" else value
+
+
 def _ascend(runs: list[list[float]]) -> bool:
     """Whether the runs' ranges follow each other without overlap, in some order."""
     spans = sorted((min(run), max(run)) for run in runs)
     return all(earlier[1] < later[0] for earlier, later in pairwise(spans))
 
 
-def _frames(rows: list[list[FileEntry]], key: str) -> list[dict[str, float]]:
+def _frames(rows: list[list[Image]], key: str) -> list[dict[str, float]]:
     """Per time: seconds since the first, and the numbers that all its slices share."""
     if len(rows) == 1:
         return []
-    clocks = [[[_header(entry)[clock] for entry in row] for row in rows] for clock in ("acquired_s", "content_s")]
+    clocks = [[[image.header[clock] for image in row] for row in rows] for clock in ("acquired_s", "content_s")]
     if key == "content_s":
         clocks.reverse()
     frames: list[dict[str, float]] = [{} for _ in rows]
-    scaled = {"reference_ms": 1e-3, "trigger_ms": 1e-3}
+    scaled = {"reference_ms": 1e-3, "trigger_ms": 1e-3, "frame_ms": 1e-3}
     if key in scaled:
-        times = [min(_header(entry)[key] for entry in row) * scaled[key] for row in rows]
+        times = [min(image.header[key] for image in row) * scaled[key] for row in rows]
     else:
         times = next((found for clock in clocks if (found := _rising(clock))), [])
     for frame, time in zip(frames, times, strict=False):
         frame["time_s"] = round(time - times[0], 6)
     for name, column in (("b_value", "b_value"), ("temporal_position", "temporal"), ("trigger_ms", "trigger_ms")):
-        shared = [{_header(entry)[column] for entry in row} for row in rows]
-        if all(len(values) == 1 and None not in values for values in shared):
+        shared = [{image.header[column] for image in row} for row in rows]
+        # A b-value of 0 throughout says that there was no diffusion weighting, not that it matters.
+        if all(len(values) == 1 and None not in values for values in shared) and (
+            name != "b_value" or any(values != {0.0} for values in shared)
+        ):
             for frame, values in zip(frames, shared, strict=True):
                 frame[name] = values.copy().pop()
+    for frame, row in zip(frames, rows, strict=True):
+        directions = {_value(image, "direction") for image in row}
+        if len(directions) == 1 and (only := directions.pop()) is not None:
+            frame |= dict(zip(("direction_l", "direction_p", "direction_s"), only[1:], strict=True))
     return frames
 
 
@@ -200,14 +242,14 @@ def _rising(clock: list[list[Any]]) -> list[float]:
 
 
 def _geometry(
-    rows: list[list[FileEntry]],
+    rows: list[list[Image]],
     first: dict[str, Any],
     axes: tuple[np.ndarray, np.ndarray, np.ndarray],
     tolerance: float,
 ) -> tuple[Geometry, list[str]]:
     """The whole affine from the first and the last position, shear kept."""
     along_x, along_y, normal = axes
-    positions = np.array([[_header(entry)["position"] for entry in row] for row in rows])  # [t, z, 3]
+    positions = np.array([[image.header["position"] for image in row] for row in rows])  # [t, z, 3]
     origin, count = positions[0, 0], positions.shape[1]
     flags = []
     if count == 1:
@@ -254,8 +296,3 @@ def _check_spacing(places: np.ndarray, tolerance: float) -> None:
         raise InputError("MISSING_SLICE", **numbers)
     if np.abs(steps - fitted).max() > tolerance * fitted:
         raise InputError("IRREGULAR_SPACING", **numbers)
-
-
-def _header(entry: FileEntry) -> dict[str, Any]:
-    assert entry.header is not None
-    return entry.header

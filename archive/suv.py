@@ -12,7 +12,8 @@ def suv(headers: Sequence[dict[str, Any]], units: str) -> dict[str, float | str]
     """`suv_factor` (SUVbw = Bq/ml times it, in g/ml), or `suv_missing` with the reason why there is none.
 
     Body weight in g over the dose in Bq, decayed to the start of the scan where the pixels are corrected to it
-    (DecayCorrection START), as injected where they are corrected to the administration (ADMIN). The start is
+    (DecayCorrection START), as injected where they are corrected to the administration (ADMIN). Enhanced objects say to
+    which time they are corrected (DecayCorrectionDateTime, 0018,9701). Else the start is
     SeriesTime, or the first AcquisitionTime where SeriesTime is later than it, as in post-processed series
     (QIBA's vendor-neutral recipe).
     """
@@ -21,7 +22,7 @@ def suv(headers: Sequence[dict[str, Any]], units: str) -> dict[str, float | str]
         return {"suv_missing": "UNITS"}
     if not {"ATTN", "DECY"} <= set(first["corrections"].split("\\")):
         return {"suv_missing": "NOT_CORRECTED"}
-    if first["decay"] not in ("START", "ADMIN"):
+    if first["decay"] not in ("START", "ADMIN") and first["decayed_s"] is None:
         return {"suv_missing": "DECAY"}
     for key, reason in (("weight_kg", "WEIGHT"), ("dose_bq", "DOSE")):
         if not first[key] or first[key] <= 0:
@@ -42,6 +43,8 @@ def _elapsed(headers: Sequence[dict[str, Any]]) -> float | None:
     starts = [header["acquired_s"] for header in headers if header["acquired_s"] is not None]
     if headers[0]["series_s"] is not None:
         starts.append(headers[0]["series_s"])
+    if headers[0]["decayed_s"] is not None:
+        starts = [headers[0]["decayed_s"]]
     injected = headers[0]["injected_s"]
     if not starts or injected is None:
         return None

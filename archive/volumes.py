@@ -2,7 +2,7 @@
 
     volumes.zarr/<series>/<version>/
         zarr.json       attributes `ome` (NGFF 0.5 multiscales) and `voxbook` (Volume.attributes)
-        0/zarr.json     the array: dimension names from t c z y x, sharded, zstd 3, crc32c
+        0/zarr.json     the array: dimension names from t c z y x, sharded, zstd 1, crc32c
         0/c/...         shards
 
 Zarr fills in silently what is missing, so a reader here first looks whether the shards that it needs are there.
@@ -24,6 +24,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
+from archive import shards
 from archive.commit import Committed, commit, fault_point
 from archive.errors import InputError, StoreError
 from archive.geometry import Geometry
@@ -254,11 +255,11 @@ def even(size: int, most: int) -> int:
     return math.ceil(size / math.ceil(size / most))
 
 
-def blocks(shape: tuple[int, ...], shards: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+def blocks(shape: tuple[int, ...], shard: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     """Regions that are whole shards: one writer a shard, each written once."""
     spans = [
         [slice(at, min(at + step, size)) for at in range(0, size, step)]
-        for size, step in zip(shape, shards, strict=True)
+        for size, step in zip(shape, shard, strict=True)
     ]
     return itertools.product(*spans)
 
@@ -274,6 +275,52 @@ def write_blocks(array: zarr.Array, values: np.ndarray) -> None:
 
 def write_folder(volume: Volume, folder: Path) -> None:
     """Write a volume as a Zarr group into a folder, new or empty, outside any store; `write` is for the store."""
+    array = _create(volume, folder)
+    for region in blocks(array.shape, array.shards or array.chunks):
+        _write_region(array, folder, region, volume.voxels[region])
+
+
+def write_slices(
+    header: Volume, slices: Iterator[np.ndarray], root: Path, series: str, stored: str | None = None
+) -> tuple[str, Committed | None]:
+    """`write`, slice by slice: never more than one shard in memory. Returns content_digest and what was committed.
+
+    header: the volume's attributes, with an array of its shape that is not looked at; axes zyx or tzyx.
+    slices: [y, x] each, t-major and z-minor. stored: a digest that need not be written again (None is returned then).
+    Raises as `write` does, InputError DECODE_FAILED where slices differ in dtype or shape, and what `slices` raises.
+    """
+    digest = hashlib.sha256(_canonical(header.attributes()))
+    shape = header.voxels.shape
+    little = header.voxels.dtype.newbyteorder("<")
+
+    def fill(folder: Path) -> None:
+        array = _create(header, folder)
+        for region in blocks(shape, array.shards or array.chunks):
+            part = np.empty([span.stop - span.start for span in region], header.voxels.dtype)
+            flat = part.reshape(-1, *shape[-2:])
+            for index in range(len(flat)):
+                one = next(slices)
+                if one.dtype != part.dtype or one.shape != flat.shape[1:]:
+                    raise InputError("DECODE_FAILED", "slices decode to different dtypes or shapes")
+                flat[index] = one
+            digest.update(np.ascontiguousarray(part, dtype=little).data)
+            _write_region(array, folder, region, part)
+        if digest.hexdigest() == stored:
+            raise _AlreadyStored
+
+    try:
+        committed = commit(root, series, fill)
+        return digest.hexdigest(), committed
+    except _AlreadyStored:
+        return digest.hexdigest(), None
+
+
+class _AlreadyStored(Exception):
+    """What was written equals the stored version: the stage is thrown away."""
+
+
+def _create(volume: Volume, folder: Path) -> zarr.Array:
+    """The group and its empty array; shards are written behind Zarr's back (archive.shards)."""
     attributes = volume.attributes()
     _canonical(attributes)
     chunks = tuple(even(size, CHUNK[name]) for name, size in zip(volume.axes, volume.voxels.shape, strict=True))
@@ -289,10 +336,16 @@ def write_folder(volume: Volume, folder: Path) -> None:
         _shards(volume.axes, volume.voxels.shape, chunks, volume.voxels.dtype.itemsize),
         names=tuple(volume.axes),
         fill_value=0,
-        compressor=ZstdCodec(level=3, checksum=False),
+        compressor=ZstdCodec(level=shards.LEVEL, checksum=False),
     )
     fault_point("volumes.created")
-    write_blocks(array, volume.voxels)
+    return array
+
+
+def _write_region(array: zarr.Array, folder: Path, region: tuple[slice, ...], values: np.ndarray) -> None:
+    shape = array.shards or array.chunks
+    place = "/".join(str(span.start // size) for span, size in zip(region, shape, strict=True))
+    shards.write_shard(folder / "0" / "c" / place, values, array.chunks, shape)
 
 
 def _shards(axes: str, shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from flows.verify import verify
 from tasks.stage import Outcome
 
 TRAIN_SECONDS = 200  # the sample's models are shown to work, not to be good
+FLOOR_SECONDS = 10
 SAMPLE = "sample-archive"
 
 
@@ -45,7 +46,7 @@ def run_demo(root: Path, source: Path | None, settings: list[str], as_json: bool
     """
     if source is None:
         source = write_sample(root)
-        settings = [f"train.max_seconds={TRAIN_SECONDS}", *settings]
+        settings = [f"train.max_seconds={TRAIN_SECONDS}", f"train.floor_seconds={FLOOR_SECONDS}", *settings]
     if not source.exists():
         raise ConfigError("BAD_USAGE", "--source does not exist", hint="check the path")
     alias = Workspace.open(root, settings, create=True).register_source(source)

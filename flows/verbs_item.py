@@ -125,7 +125,10 @@ def forget(
     if not yes:
         typer.confirm("Erase for good?", abort=True, err=True)
     erased = erase(Home.open(workspace), series=series, patient=patient)
-    words = f"forget: {erased.series} series, {erased.folders} folders, {erased.reports} reports erased"
+    words = (
+        f"forget: {erased.series} series, {erased.refused} refused items, {erased.folders} folders, "
+        f"{erased.reports} reports erased"
+    )
     _say(erased.__dict__, words, as_json)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30
+AHEAD = 3  # batches per worker that are ready or running; what a generator has not made yet takes no memory
 
 # What every process that we start is told: no telemetry, no user file before ours, one thread per core's worker.
 WORKER_ENVIRONMENT = {
@@ -54,28 +56,41 @@ class Cluster:
             return self._settings.workers or os.cpu_count() or 1
         return max(1, len(self._connect().scheduler_info(n_workers=-1)["workers"]))
 
-    def run(self, function: Callable[[list[Item]], Result], batches: Sequence[list[Item]]) -> Iterator[Done]:
-        """Yield each batch as it is done.
+    def run(self, function: Callable[[list[Item]], Result], batches: Iterable[list[Item]]) -> Iterator[Done]:
+        """Yield each batch as it is done; batches are taken from a generator only as far as workers need them.
 
         A batch that kills its worker comes back as its single items tried again, the killer as Done(items, None).
         Exceptions of `function` are raised here: it is expected to turn what belongs to one item into its result.
         """
-        if not batches:
-            return
         if self._settings.address == "inline":
             for batch in batches:
                 yield Done(batch, function(batch))
             return
-        yield from self._run_dask(function, batches)
+        yield from self._run_dask(function, iter(batches))
 
-    def _run_dask(self, function: Callable[[list[Item]], Result], batches: Sequence[list[Item]]) -> Iterator[Done]:
+    def _run_dask(self, function: Callable[[list[Item]], Result], batches: Iterator[list[Item]]) -> Iterator[Done]:
+        first = next(batches, None)
+        if first is None:
+            return
         from distributed import KilledWorker, as_completed
 
         client = self._connect()
-        waiting = {client.submit(function, batch, pure=False): batch for batch in batches}
+        queue = as_completed(loop=client.loop)
+        waiting: dict[Any, list[Item]] = {}
+        room = AHEAD * self.workers
+
+        def submit(more: Iterable[list[Item]]) -> None:
+            for batch in more:
+                future = client.submit(function, batch, pure=False)
+                waiting[future] = batch
+                queue.add(future)
+
+        submit([first])
+        submit(itertools.islice(batches, room - 1))
         suspects: list[Item] = []
-        for future in as_completed(list(waiting), loop=client.loop):
+        for future in queue:
             batch = waiting.pop(future)
+            submit(itertools.islice(batches, 1))
             try:
                 yield Done(batch, future.result())
             except KilledWorker:
@@ -88,7 +103,7 @@ class Cluster:
             except KilledWorker:
                 yield Done([item], None)
         if suspects:
-            logger.warning("%d series were on workers that died again and again; each was tried alone", len(suspects))
+            logger.warning("%d items were on workers that died again and again; each was tried alone", len(suspects))
 
     def _connect(self) -> Any:
         if self._client is None:
@@ -146,13 +161,18 @@ def batches_by_size(items: Sequence[Item], size: Callable[[Item], int], limit: i
     The order of the items is kept, so that a run and its repetition cut alike.
     """
     total = sum(size(item) for item in items)
-    limit = max(1, min(limit, -(-total // (4 * workers))))
-    batches: list[list[Item]] = []
+    return list(cut(items, size, max(1, min(limit, -(-total // (4 * workers))))))
+
+
+def cut(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
+    """Items in batches of at most `limit` (one item may exceed it), each as soon as it is full."""
+    batch: list[Item] = []
     filled = 0
     for item in items:
-        if not batches or filled + size(item) > limit:
-            batches.append([])
-            filled = 0
-        batches[-1].append(item)
+        if batch and filled + size(item) > limit:
+            yield batch
+            batch, filled = [], 0
+        batch.append(item)
         filled += size(item)
-    return batches
+    if batch:
+        yield batch

@@ -1,28 +1,38 @@
-"""Ingest one source: scan headers, spread the new series over the cluster, write the catalog in batches."""
+"""Ingest one source: read new headers, plan what changed, spread the reading over the cluster, write the catalog."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from archive.commit import STAGE
+from archive.containers import Unpacked
 from archive.decoder import PixelDecoder
 from archive.errors import InputError, TransientError, VoxbookError
+from archive.incremental import FLEETING, bytes_of, chunks, compare, groups_of, is_done, settings_digest
 from archive.ingest import IngestRecord, ingest_series, refusal
-from archive.plans import FileEntry, Finding, ScanResult, SeriesPlan
-from archive.scan import scan
+from archive.linkage import GroupOutcome, PlannedSeries
+from archive.plans import Filed, FileEntry, Finding, SeriesPlan, Stamp
+from archive.scan import look, plan, skipped_of
 from archive.settings import GroupSettings, IngestSettings
-from tasks.cluster import batches_by_size
+from archive.walk import Listing, Seen, survey
+from tasks.cluster import cut
 from tasks.progress import advance
 from tasks.records import quarantine_row, volume_commit
 from tasks.stage import Stage, describe
 
 logger = logging.getLogger("voxbook")
+
+LOOK_FILES = 256  # headers in one batch of a worker
+LOOK_HERE = 256  # new files at most that are looked at in this process: a worker takes longer to start
 
 
 @dataclass(frozen=True)
@@ -44,68 +54,233 @@ class IngestCounts:
 
 @task(name="ingest-source", task_run_name="ingest {alias}", cache_policy=NO_CACHE, persist_result=False)
 def ingest_source(stage: Stage, alias: str) -> IngestCounts:
-    """Bring the catalog and the volume store up to date with one source; unchanged series are not opened."""
+    """Bring the catalog and the volume store up to date with one source; what did not change is not opened."""
+    linkage = stage.workspace.linkage
     try:
-        found = scan_source(stage, alias)
+        listing = survey(linkage.path_of(alias), tuple(linkage.excluded(alias)))
     except InputError as error:  # an unmounted share must not keep the other sources from coming in
         return unreadable_source(stage, alias, error.code)
-    changed = new_plans(stage, alias, found.plans)
-    granted = set(stage.leases.acquire([f"series:{plan.series}" for plan in changed]))
-    leased = len(changed) - len(granted)
-    # Asked again under the leases: another run may have finished some of them meanwhile.
-    todo = [plan for plan in new_plans(stage, alias, changed) if f"series:{plan.series}" in granted]
-
-    linkage = stage.workspace.linkage
-    linkage.save_series(todo, alias)  # before the catalog: a series in the catalog can always be led back
-    stage.catalog.seen([plan.series for plan in found.plans])
-
-    findings: list[Finding] = list(found.findings)
-    ingested = unchanged = voxels = bytes_in = 0
+    stamps = read_new_headers(stage, alias, listing)
+    source = Source(stage, alias, listing.folder, stamps)
+    for path in listing.closed:
+        source.refuse(path, "UNREADABLE")
+    for path, stamp in stamps.items():
+        if stamp.kind == "refused":
+            source.refuse(path, stamp.note)
     work = partial(
         ingest_batch,
         volumes=stage.workspace.volumes,
         settings=stage.settings.ingest,
         groups=stage.settings.groups,
-        digests=stage.catalog.known_digests(plan.series for plan in todo),
     )
-    batches = batches_by_size(todo, _source_bytes, stage.settings.ingest.batch_bytes, stage.cluster.workers)
-    for done in stage.cluster.run(work, batches):
-        records = done.result
-        if records is None:
-            findings += [refusal(plan, "WORKER_KILLED") for plan in done.items]
-            continue
-        stage.catalog.commit_volumes([volume_commit(record, alias) for record in records if record.finding is None])
-        stage.leases.release([f"series:{record.series}" for record in records])
-        for record in records:
-            if record.finding is not None:
-                findings.append(record.finding)
-                continue
-            ingested += record.committed is not None
-            unchanged += record.committed is None
-            if record.committed is not None:
-                bytes_in += record.source_bytes
-                voxels += _voxels(record)
-        advance("ingest", ingested + unchanged, len(todo), "series")
-
-    refused = [quarantine_row(finding, alias) for finding in findings]
-    # What another run holds is that run's to judge: its rows stay as they are.
-    others = {plan.series for plan in changed} - {plan.series for plan in todo}
-    known = {row.key for row in refused}
-    refused += [row for row in stage.catalog.quarantine(alias) if row.key in others - known]
-    stage.catalog.set_quarantine(alias, refused, stage.run)
-    # Last: a file counts as known only once its series is in the catalog.
-    linkage.save_entries(alias, {entry.path: entry.as_dict() for entry in found.entries})
-    stage.reasons.update(finding.code for finding in findings)
+    for done in stage.cluster.run(work, source.batches()):
+        source.take(done.items, done.result)
+        advance("ingest", source.ingested, len(source.series), "series")
+    source.finish()
+    skipped = skipped_of(stamps.values(), listing.skipped)
     return IngestCounts(
-        found=len(found.plans) + len(found.findings),
-        ingested=ingested,
-        unchanged=unchanged + len(found.plans) - leased - len(todo),
-        quarantined=len(findings),
-        leased=leased,
-        skipped=sum(found.skipped.values()),
-        bytes_in=bytes_in,
-        voxels=voxels,
+        found=source.ingested + source.unchanged + len(source.findings) + len(source.leased),
+        ingested=source.ingested,
+        unchanged=source.unchanged,
+        quarantined=len(source.findings),
+        leased=len(source.leased),
+        skipped=sum(skipped.values()),
+        bytes_in=source.bytes_in,
+        voxels=source.voxels,
     )
+
+
+def read_new_headers(stage: Stage, alias: str, listing: Listing) -> dict[str, Stamp]:
+    """Open what is new or changed, keep it in the linkage, and return all that the source holds, by path."""
+    linkage = stage.workspace.linkage
+    changes = compare(listing, linkage.stamps(alias))
+    if changes.gone:
+        linkage.save_entries(alias, [], changes.gone)
+    kept = changes.kept
+    work = partial(
+        look_batch,
+        folder=listing.folder,
+        exclude=tuple(linkage.excluded(alias)),
+        settings=stage.settings.ingest,
+    )
+    fresh = changes.fresh
+    batches = [fresh[at : at + LOOK_FILES] for at in range(0, len(fresh), LOOK_FILES)]
+    seen = 0
+    few = len(fresh) <= LOOK_HERE
+    for items, entries in ((batch, work(batch)) for batch in batches) if few else _spread(stage, work, batches):
+        linkage.save_entries(alias, entries)
+        kept.update((entry.path, entry.stamp()) for entry in entries)
+        seen += len(items)
+        advance("scan", seen, len(fresh), "files")
+    return kept
+
+
+def _spread(stage: Stage, work, batches: list[list[Seen]]) -> Iterator[tuple[Sequence[Seen], list[Filed]]]:
+    for done in stage.cluster.run(work, batches):
+        # A header that kills its worker is listed with its reason and not tried again while its file is unchanged.
+        killed = [
+            FileEntry(seen.path, seen.size, seen.mtime_ns, seen.inode, "refused", "WORKER_KILLED").filed()
+            for seen in done.items
+        ]
+        yield done.items, killed if done.result is None else done.result
+
+
+def look_batch(
+    files: Sequence[Seen], *, folder: Path, exclude: tuple[str, ...], settings: IngestSettings
+) -> list[Filed]:
+    """Headers of some files, in a worker process."""
+    return [entry.filed() for seen in files for entry in look(folder, seen, exclude, settings)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One series to read. stored: content digest of its version in the store, if any."""
+
+    plan: SeriesPlan
+    stored: str | None
+
+
+class Source:
+    """One source while it is ingested: groups of files become batches of jobs, their records rows of the catalog."""
+
+    def __init__(self, stage: Stage, alias: str, folder: Path, stamps: dict[str, Stamp]) -> None:
+        self.stage = stage
+        self.alias = alias
+        self.folder = folder
+        self.sizes = groups_of(stamps)
+        self.bytes_of = bytes_of(stamps)
+        self.findings: list[Finding] = []
+        self.leased: set[str] = set()
+        self.ingested = self.unchanged = self.bytes_in = self.voxels = 0
+        self.series: dict[str, str] = {}  # all that the files make: series and its group
+        self._outcomes: dict[str, GroupOutcome] = {}  # of the groups that were planned
+        self._settings = settings_digest(stage.settings)
+
+    def refuse(self, path: str, code: str) -> None:
+        """A file that belongs to no series, and why."""
+        self.findings.append(Finding(code, "file", self.stage.workspace.pseudonyms.file(self.alias, path), 1))
+
+    def batches(self) -> Iterator[list[Job]]:
+        """What has to be read, planned only as far as the cluster asks for it."""
+        catalog, workers = self.stage.catalog, self.stage.cluster.workers
+        known = self.stage.workspace.linkage.outcomes(self.alias, self._settings)
+        stored = catalog.known_fingerprints(self.alias)
+        todo = []
+        for group in self.sizes:
+            outcome = known.get(group)
+            if outcome is not None and is_done(outcome, stored):
+                self._account(outcome)
+            else:
+                todo.append(group)
+        new_bytes = sum(self.bytes_of[group] for group in todo)
+        limit = max(1, min(self.stage.settings.ingest.batch_bytes, -(-new_bytes // (4 * workers))))
+        jobs = (job for chunk in chunks(todo, self.sizes) for job in self._jobs(chunk, known))
+        return cut(jobs, lambda job: job.plan.source_bytes, limit)
+
+    def _jobs(self, groups: Sequence[str], known: Mapping[str, GroupOutcome]) -> list[Job]:
+        """Plan some groups and take the leases of what is to be read of them."""
+        linkage, catalog = self.stage.workspace.linkage, self.stage.catalog
+        stored = catalog.known_fingerprints(self.alias)
+        rows = linkage.grouped(self.alias, groups)
+        plans: list[SeriesPlan] = []
+        for group in groups:
+            made, outcome = self._plan(rows.get(group, []), group, known.get(group))
+            plans += made
+            self._outcomes[group] = outcome
+            self._account(outcome)
+        changed = [one for one in plans if stored.get(one.series) != one.fingerprint]
+        granted = set(self.stage.leases.acquire(_lease(one) for one in changed)) if changed else set()
+        self.leased.update(one.series for one in changed if _lease(one) not in granted)
+        # Asked again under the leases: another run may have finished some of them meanwhile.
+        stored = catalog.known_fingerprints(self.alias) if changed else stored
+        todo = [one for one in changed if _lease(one) in granted and stored.get(one.series) != one.fingerprint]
+        self.unchanged -= len({one.series for one in changed} & self.leased) + len(todo)
+        # Before the catalog: a series in the catalog can always be led back.
+        linkage.save_series(todo, self.alias)
+        linkage.save_outcomes(self.alias, self._settings, (self._outcomes[group] for group in groups))
+        digests = catalog.known_digests(one.series for one in todo)
+        return [Job(one, digests.get(one.series)) for one in todo]
+
+    def _plan(
+        self, rows: Sequence[Filed], group: str, before: GroupOutcome | None
+    ) -> tuple[list[SeriesPlan], GroupOutcome]:
+        """Plans of one group, without those known to be refused, and its outcome."""
+        entries = [row.entry() for row in rows]
+        workspace = self.stage.workspace
+        plans, findings = plan(entries, self.folder, self.alias, workspace.pseudonyms, self.stage.settings.ingest)
+        # Planning computes the digests of duplicates' pixels; kept, they are not computed again.
+        refiled = [now for row, entry in zip(rows, entries, strict=True) if (now := entry.filed()) != row]
+        if refiled:
+            workspace.linkage.save_entries(self.alias, refiled)
+        refused = {one.series: one for one in before.series if one.refused} if before else {}
+        series: list[PlannedSeries] = []
+        for one in plans:
+            old = refused.get(one.series)
+            known = old is not None and old.fingerprint == one.fingerprint
+            series.append(old if old is not None and known else PlannedSeries(one.series, one.fingerprint))
+        outcome = GroupOutcome(group, tuple(series), tuple(findings))
+        return [one for one, kept in zip(plans, series, strict=True) if kept.refused is None], outcome
+
+    def _account(self, outcome: GroupOutcome) -> None:
+        for one in outcome.series:
+            self.series[one.series] = outcome.grouped
+            self.unchanged += one.refused is None
+            if one.refused is not None:
+                self.findings.append(one.refused)
+        self.findings += outcome.findings
+
+    def take(self, jobs: Sequence[Job], records: Sequence[IngestRecord] | None) -> None:
+        """Enter what a worker made of a batch; None: the worker died of it."""
+        if records is None:
+            records = [_refused(job.plan, "WORKER_KILLED") for job in jobs]
+        good = [record for record in records if record.finding is None]
+        self.stage.catalog.commit_volumes([volume_commit(record, self.alias) for record in good])
+        refused = [record for record in records if record.finding is not None]
+        self._remember(refused)
+        self.findings += [record.finding for record in refused if record.finding is not None]
+        self.stage.leases.release([f"series:{record.series}" for record in records])
+        written = [record for record in good if record.committed is not None]
+        self.ingested += len(written)
+        self.unchanged += len(good) - len(written)
+        self.bytes_in += sum(record.source_bytes for record in written)
+        self.voxels += sum(math.prod(record.attributes["shape"]) for record in written)
+
+    def _remember(self, records: Sequence[IngestRecord]) -> None:
+        """Refused series are not read again while their files and the settings stay as they are."""
+        lasting = {
+            record.series: record for record in records if record.finding and record.finding.code not in FLEETING
+        }
+        groups = dict.fromkeys(self.series[name] for name in lasting)
+        for group in groups:
+            outcome = self._outcomes[group]
+            series = tuple(
+                replace(one, refused=lasting[one.series].finding) if one.series in lasting else one
+                for one in outcome.series
+            )
+            self._outcomes[group] = replace(outcome, series=series)
+        found = [self._outcomes[group] for group in groups]
+        self.stage.workspace.linkage.save_outcomes(self.alias, self._settings, found)
+
+    def finish(self) -> None:
+        """Note what is still there, what is gone, and what was refused."""
+        catalog = self.stage.catalog
+        catalog.seen(self.series)
+        here = set(self.series) | {finding.key for finding in self.findings}
+        rows = [row for row in catalog.series() if row.source == self.alias]
+        gone = [row.series for row in rows if row.series not in here and not row.reason]
+        back = [row.series for row in rows if row.series in here and row.reason == "SOURCE_GONE"]
+        catalog.set_reason(gone, "SOURCE_GONE")  # the volume stays
+        catalog.set_reason(back, "")
+        refused = [quarantine_row(finding, self.alias) for finding in self.findings]
+        # What another run holds is that run's to judge: its rows stay as they are.
+        known = {row.key for row in refused}
+        refused += [row for row in catalog.quarantine(self.alias) if row.key in self.leased - known]
+        catalog.set_quarantine(self.alias, refused, self.stage.run)
+        self.stage.reasons.update(finding.code for finding in self.findings)
+
+
+def _lease(plan: SeriesPlan) -> str:
+    return f"series:{plan.series}"
 
 
 def unreadable_source(stage: Stage, alias: str, code: str) -> IngestCounts:
@@ -117,57 +292,37 @@ def unreadable_source(stage: Stage, alias: str, code: str) -> IngestCounts:
     return IngestCounts(found=1, quarantined=1)
 
 
-def new_plans(stage: Stage, alias: str, plans: Sequence[SeriesPlan]) -> list[SeriesPlan]:
-    """The plans whose files are not those that gave the stored, undamaged version."""
-    fingerprints = stage.catalog.known_fingerprints(alias)
-    return [plan for plan in plans if fingerprints.get(plan.series) != plan.fingerprint]
-
-
-def scan_source(stage: Stage, alias: str) -> ScanResult:
-    """Headers of one source as plans and findings; files that did not change since the last scan are not opened."""
-    linkage = stage.workspace.linkage
-    known = {path: FileEntry.from_dict(entry) for path, entry in linkage.entries(alias).items()}
-    return scan(
-        Path(linkage.path_of(alias)),
-        alias=alias,
-        pseudonyms=stage.workspace.pseudonyms,
-        exclude=tuple(linkage.excluded(alias)),
-        settings=stage.settings.ingest,
-        known=known,
-        progress=lambda done, total: advance("scan", done, total, "files"),
-    )
-
-
 def ingest_batch(
-    plans: Sequence[SeriesPlan],
-    *,
-    volumes: Path,
-    settings: IngestSettings,
-    groups: dict[str, GroupSettings],
-    digests: dict[str, str],
+    jobs: Sequence[Job], *, volumes: Path, settings: IngestSettings, groups: dict[str, GroupSettings]
 ) -> list[IngestRecord]:
     """Read and store a batch of series in a worker process; what goes wrong with one is its own record."""
     records = []
-    with PixelDecoder(settings) as decoder:
-        for plan in plans:
-            digest = digests.get(plan.series)
+    root = Path(jobs[0].plan.root)
+    with PixelDecoder(settings) as decoder, Unpacked(root, volumes / STAGE, settings.max_archive_bytes) as unpacked:
+        with contextlib.suppress(InputError):  # each container gone through once; what is wrong shows again below
+            unpacked.fetch(name for job in jobs for name in job.plan.files)
+        for job in jobs:
             try:
-                records.append(_with_retry(plan, volumes, settings, groups, digest, decoder))
+                records.append(_with_retry(job, unpacked, volumes, settings, groups, decoder))
             except InputError as error:
-                records.append(_refused(plan, error.code))
+                records.append(_refused(job.plan, error.code))
             except VoxbookError:
                 raise  # the store itself is broken: no other series would fare better
             except Exception as error:  # one odd file must not stop ten thousand others; it is listed, not hidden
-                logger.warning("series %s: %s", plan.series, describe(error))
-                records.append(_refused(plan, "UNEXPECTED"))
+                logger.warning("series %s: %s", job.plan.series, describe(error))
+                records.append(_refused(job.plan, "UNEXPECTED"))
     return records
 
 
-def _with_retry(plan, volumes, settings, groups, digest, decoder) -> IngestRecord:
+def _with_retry(job, unpacked, volumes, settings, groups, decoder) -> IngestRecord:
+    plan = unpacked.resolved(job.plan)
     try:
-        return ingest_series(plan, volumes, settings, groups, digest, decoder)
+        record = ingest_series(plan, volumes, settings, groups, job.stored, decoder)
     except TransientError:
-        return ingest_series(plan, volumes, settings, groups, digest, decoder)
+        record = ingest_series(plan, volumes, settings, groups, job.stored, decoder)
+    if record.finding is not None:  # the source's own names, not those of what was unpacked
+        record = replace(record, finding=replace(record.finding, paths=job.plan.files))
+    return record
 
 
 def _refused(plan: SeriesPlan, code: str) -> IngestRecord:
@@ -183,14 +338,3 @@ def _refused(plan: SeriesPlan, code: str) -> IngestRecord:
         finding=refusal(plan, code),
         seconds=0.0,
     )
-
-
-def _source_bytes(plan: SeriesPlan) -> int:
-    return plan.source_bytes
-
-
-def _voxels(record: IngestRecord) -> int:
-    count = 1
-    for size in record.attributes["shape"]:
-        count *= size
-    return count

@@ -67,3 +67,13 @@ def finished(tmp_path_factory, archive_folder) -> Path:
 def workspace(finished, tmp_path) -> Path:
     """A copy of the finished workspace that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "ws"))
+
+
+@pytest.fixture(scope="session")
+def prefect_api():
+    """One Prefect server with a database of its own for the whole session."""
+    from prefect.settings import get_current_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(get_current_settings().api.url)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGExtended12Bit, RLELossless
 from tiny import save, tiny
 
-from archive.decoder import PixelDecoder
-from archive.dicom import read_slice
+import archive.decoder
+from archive.decoder import NEEDED, PixelDecoder, _answer
 from archive.errors import InputError
 from archive.headers import read_header
+from archive.pixels import frame_bytes, read_frame
 from archive.scan import read_series, scan
 from archive.settings import IngestSettings
 
@@ -31,6 +33,13 @@ def compressed(path: Path, syntax: str = RLELossless) -> np.ndarray:
     dataset.compress(syntax, generate_instance_uid=False)
     dataset.save_as(path, enforce_file_format=True)
     return pixels
+
+
+def decode(decoder: PixelDecoder, path: Path, frame: int = 0, **changes) -> np.ndarray:
+    """One frame of what `compressed` wrote (the first header found is kept, as a plan keeps it)."""
+    plain = path if path.is_file() else path.with_name("one.dcm")
+    header = read_header(plain) | changes
+    return decoder.decode(path, header, frame, frame_bytes(header)).array
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +60,19 @@ def test_compressed_slices_equal_the_original(tmp_path, decoder, syntax):
 def test_one_process_serves_many_files(tmp_path, decoder):
     path = tmp_path / "one.dcm"
     compressed(path)
-    decoder.decode(path, SIDE, SIDE, 1, 16)
+    decode(decoder, path)
     child = decoder._child.pid
-    decoder.decode(path, SIDE, SIDE, 1, 16)
+    decode(decoder, path)
     assert decoder._child.pid == child
 
 
 def test_it_starts_again_after_it_died(tmp_path, decoder):
     path = tmp_path / "one.dcm"
     pixels = compressed(path)
-    decoder.decode(path, SIDE, SIDE, 1, 16)
+    decode(decoder, path)
     os.kill(decoder._child.pid, signal.SIGKILL)
     time.sleep(0.2)
-    assert np.array_equal(decoder.decode(path, SIDE, SIDE, 1, 16), pixels)
+    assert np.array_equal(decode(decoder, path), pixels)
 
 
 def test_every_damaged_byte_is_an_input_error_or_pixels(tmp_path, decoder):
@@ -80,11 +89,11 @@ def test_every_damaged_byte_is_an_input_error_or_pixels(tmp_path, decoder):
         damaged[start + int(random.integers(8, 400))] = int(random.integers(256))
         path.write_bytes(damaged)
         try:
-            read_slice(path, header, decoder)
+            read_frame(path, header, 0, decoder)
             outcomes.add("pixels")
         except InputError as error:
             outcomes.add(error.code)
-    assert outcomes <= {"pixels", "DECODE_FAILED", "DECODE_LIMIT"}
+    assert outcomes <= {"pixels", "TRUNCATED", "DECODE_FAILED", "DECODE_LIMIT"}
     assert "DECODE_FAILED" in outcomes
 
 
@@ -92,7 +101,7 @@ def test_a_header_that_asks_for_gigabytes_is_refused_before_it_is_tried(tmp_path
     path = tmp_path / "one.dcm"
     compressed(path)
     with pytest.raises(InputError, match="DECODE_LIMIT"):
-        decoder.decode(path, 65535, 65535, 1, 16)
+        decode(decoder, path, rows=65535, columns=65535)
 
 
 def test_memory_of_the_child_is_limited(tmp_path):
@@ -108,7 +117,7 @@ def test_memory_of_the_child_is_limited(tmp_path):
     )
     path.write_bytes(raw)
     with PixelDecoder(IngestSettings(decode_bytes=2**30)) as small, pytest.raises(InputError, match="DECODE_"):
-        small.decode(path, SIDE, SIDE, 1, 16)
+        decode(small, path)
 
 
 def test_time_is_limited_and_the_next_file_is_read(tmp_path):
@@ -116,26 +125,164 @@ def test_time_is_limited_and_the_next_file_is_read(tmp_path):
     os.mkfifo(pipe)  # opening it for reading hangs, as a codec would
     pixels = compressed(path)
     with PixelDecoder(IngestSettings(decode_seconds=1)) as quick:
-        assert np.array_equal(quick.decode(path, SIDE, SIDE, 1, 16), pixels)
+        assert np.array_equal(decode(quick, path), pixels)
         start = time.monotonic()
         with pytest.raises(InputError, match="DECODE_LIMIT"):
-            quick.decode(pipe, SIDE, SIDE, 1, 16)
+            decode(quick, pipe)
         assert time.monotonic() - start < 5
-        assert np.array_equal(quick.decode(path, SIDE, SIDE, 1, 16), pixels)
+        assert np.array_equal(decode(quick, path), pixels)
 
 
 def test_another_shape_than_the_header_says_is_refused(tmp_path, decoder):
     path = tmp_path / "one.dcm"
     compressed(path)
     with pytest.raises(InputError, match="DECODE_FAILED"):
-        decoder.decode(path, SIDE // 2, SIDE, 1, 16)
+        decode(decoder, path, rows=SIDE // 2)
 
 
 def test_nothing_is_left_when_it_is_closed(tmp_path):
     path = tmp_path / "one.dcm"
     compressed(path)
     with PixelDecoder() as one:
-        one.decode(path, SIDE, SIDE, 1, 16)
+        decode(one, path)
         child = one._child.pid
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+# -- one file of many frames
+
+
+def many(path: Path, frames: int = 3) -> np.ndarray:
+    """A file of that many 64 x 64 frames in RLE; returns their pixels."""
+    pixels = np.random.default_rng(8).integers(0, 4096, (frames, SIDE, SIDE)).astype(np.uint16)
+    dataset = tiny(0, Rows=SIDE, Columns=SIDE, NumberOfFrames=frames, pixels=pixels)
+    save(dataset, path)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(path, enforce_file_format=True)
+    return pixels
+
+
+def test_a_file_of_many_frames_is_opened_and_indexed_once(tmp_path):
+    path = tmp_path / "one.dcm"
+    pixels = many(path)
+    header = read_header(path)
+    question = {key: header[key] for key in (*NEEDED, "frames")}
+    question |= {"path": str(path), "offset": header["pixels"][1], "frame_bytes": frame_bytes(header), "inflate": False}
+    source = None
+    for frame in (2, 0, 1):
+        _, data, kept = _answer(question | {"frame": frame}, source)
+        assert data == pixels[frame].tobytes()
+        assert source is None or kept is source
+        source = kept
+    os.utime(path, ns=(1, 1))  # as after an exchange of files
+    _, data, kept = _answer(question | {"frame": 0}, source)
+    assert kept is not source and source.file.closed
+    assert data == pixels[0].tobytes()
+
+
+def test_deflated_frames_are_read_in_any_order(tmp_path, decoder):
+    pixels = np.random.default_rng(8).integers(0, 4096, (5, SIDE, SIDE)).astype(np.uint16)
+    dataset = tiny(0, Rows=SIDE, Columns=SIDE, NumberOfFrames=5, pixels=pixels)
+    path = save(dataset, tmp_path / "one.dcm", DeflatedExplicitVRLittleEndian)
+    header = read_header(path)
+    for frame in (1, 2, 4, 0, 3, 3):
+        assert np.array_equal(read_frame(path, header, frame, decoder), pixels[frame])
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(InputError, match="TRUNCATED"):
+        read_frame(path, header, 4, decoder)
+
+
+# -- limits
+
+
+def test_whoever_waits_for_a_processor_gets_more_time(tmp_path, monkeypatch):
+    """A busy machine is no reason to refuse an image; a process that does nothing is (the test above)."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    compressed(tmp_path / "one.dcm")
+    with PixelDecoder(IngestSettings(decode_seconds=0.1)) as one:
+        monkeypatch.setattr(archive.decoder, "_processor", lambda pid: (0.0, True))
+        start = time.monotonic()
+        with pytest.raises(InputError, match="DECODE_LIMIT"):
+            decode(one, pipe)
+        assert time.monotonic() - start > 0.9  # ten times what is allowed, no more
+        monkeypatch.setattr(archive.decoder, "_processor", lambda pid: (time.monotonic(), True))
+        start = time.monotonic()
+        with pytest.raises(InputError, match="DECODE_LIMIT"):
+            decode(one, pipe)
+
+
+def test_the_frames_of_one_file_share_a_limit(tmp_path):
+    path = tmp_path / "one.dcm"
+    many(path)
+    compressed(tmp_path / "two.dcm")
+    with PixelDecoder(IngestSettings(decode_seconds=20)) as one:
+        decode(one, path, 0)
+        assert 4 * 20 - 5 < one._left < 4 * 20 + 1
+        one._left = 0.0
+        with pytest.raises(InputError, match="DECODE_LIMIT"):
+            decode(one, path, 1)
+        assert decode(one, tmp_path / "two.dcm").shape == (SIDE, SIDE)
+
+
+# -- codestreams that lie
+
+
+def lying(tmp_path: Path, data: bytes, syntax: str, **changes) -> tuple[Path, dict]:
+    """A file whose only frame is that codestream."""
+    dataset = tiny(0, Rows=SIDE, Columns=SIDE, pixels=encapsulate([data]), **changes)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    path = save(dataset, tmp_path / "lying.dcm", syntax)
+    return path, read_header(path)
+
+
+@pytest.mark.parametrize("size", [(60000, 60000), (SIDE, SIDE + 1), (0, 0)])
+def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tmp_path, decoder, size):
+    rows, columns = size
+    siz = struct.pack(">2sH2xLL8xLL8xH3B", b"\xff\x51", 41, columns, rows, columns, rows, 1, 11, 1, 1)
+    path, header = lying(tmp_path, b"\xff\x4f" + siz + b"\xff\xd9", JPEG2000Lossless)
+    with pytest.raises(InputError, match="DECODE_FAILED: the codestream has another shape"):
+        read_frame(path, header, 0, decoder)
+    sof = struct.pack(">2s2sHBHHB3B", b"\xff\xd8", b"\xff\xc1", 11, 12, rows, columns, 1, 1, 0x11, 0)
+    path, header = lying(tmp_path, sof + b"\xff\xd9", JPEGExtended12Bit)
+    with pytest.raises(InputError, match=r"DECODE_FAILED: (the codestream has another shape|no frame header)"):
+        read_frame(path, header, 0, decoder)
+
+
+def test_more_bits_than_allocated_are_refused(tmp_path, decoder):
+    siz = struct.pack(">2sH2xLL8xLL8xH3B", b"\xff\x51", 41, SIDE, SIDE, SIDE, SIDE, 1, 19, 1, 1)
+    path, header = lying(tmp_path, b"\xff\x4f" + siz + b"\xff\xd9", JPEG2000Lossless)
+    with pytest.raises(InputError, match="DECODE_FAILED: the codestream has more bits"):
+        read_frame(path, header, 0, decoder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rows": SIDE // 2}, {"columns": SIDE // 2}, {"rows": SIDE * 2}, {"allocated": 32}]
+)
+def test_run_lengths_of_another_size_are_refused(tmp_path, decoder, changes):
+    path = tmp_path / "one.dcm"
+    compressed(path)
+    with pytest.raises(InputError, match="DECODE_FAILED"):
+        decode(decoder, path, **changes)
+
+
+@pytest.mark.parametrize("name", ["CT1_J2KR", "CT1_JLSL", "CT1_JPLL", "MR4_JPLY", "CT1_RLE"])
+def test_damaged_codestreams_end_in_a_reason_or_in_pixels(shared_data, tmp_path, decoder, name):
+    raw = (shared_data / "codecs" / "wg04" / name).read_bytes()
+    header = read_header(shared_data / "codecs" / "wg04" / name)
+    random = np.random.default_rng(5)
+    path = tmp_path / "damaged.dcm"
+    for trial in range(12):
+        damaged = bytearray(raw)
+        start = header["pixels"][1]
+        for _ in range(3):  # half of them early, where the codestream's own header is
+            damaged[start + int(random.integers(0, 300 if trial % 2 else len(raw) - start))] = int(random.integers(256))
+        path.write_bytes(damaged)
+        try:
+            array = read_frame(path, header, 0, decoder)
+        except InputError as error:
+            assert error.code in ("DECODE_FAILED", "DECODE_LIMIT", "TRUNCATED")
+        else:
+            assert array.shape == (512, 512)

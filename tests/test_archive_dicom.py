@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import struct
 
 import numpy as np
-import pydicom
 import pytest
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
 from tiny import SERIES, save, save_all, stored, tiny
 
 from archive import part10
 from archive.decoder import PixelDecoder
-from archive.dicom import read_slice
 from archive.errors import InputError
 from archive.headers import ALLOWED, manufacturer, read_header
 from archive.scan import read_series, scan
 from archive.suv import suv
-
-SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 
 
 @pytest.fixture(scope="module")
@@ -36,65 +28,16 @@ def decoder():
         yield one
 
 
-@pytest.mark.parametrize("syntax", SYNTAXES)
-def test_uncompressed_syntaxes_give_the_same_voxels(tmp_path, syntax, decoder):
-    path = save(tiny(3), tmp_path / "one.dcm", syntax)
-    header = read_header(path)
-    assert header["syntax"] == syntax
-    assert np.array_equal(read_slice(path, header, decoder), stored(3))
-    assert decoder._child is None  # nothing is started for uncompressed pixels
-
-
-def test_big_endian_is_swapped_to_native(tmp_path, decoder):
-    dataset = tiny(3, pixels=stored(3).astype(">u2").tobytes())
-    path = save(dataset, tmp_path / "one.dcm", ExplicitVRBigEndian)
-    array = read_slice(path, read_header(path), decoder)
-    assert array.dtype.isnative
-    assert np.array_equal(array, stored(3))
-
-
-BITS = [
-    # allocated, stored, high, signed, raw, expected
-    (16, 12, 11, 0, [0x0FFF, 0xF00F, 0x1000], [4095, 15, 0]),  # overlay bits above the value
-    (16, 12, 11, 1, [0x0FFF, 0x0800, 0xF7FF], [-1, -2048, 2047]),
-    (16, 12, 15, 0, [0xFFFF, 0x00F0, 0x000F], [4095, 15, 0]),  # the value in the high bits, junk below
-    (16, 12, 15, 1, [0xFFF0, 0x8007, 0x7FF0], [-1, -2048, 2047]),
-    (16, 16, 15, 1, [0xFFFF, 0x8000, 1], [-1, -32768, 1]),
-    (16, 16, 15, 0, [0xFFFF, 0x8000, 1], [65535, 32768, 1]),
-    (8, 8, 7, 0, [255, 128, 1], [255, 128, 1]),
-    (8, 8, 7, 1, [255, 128, 1], [-1, -128, 1]),
-    (8, 6, 5, 0, [0xFF, 0xC1, 0x3F], [63, 1, 63]),
-    (32, 32, 31, 0, [0xFFFFFFFF, 0x80000000, 1], [2**32 - 1, 2**31, 1]),
-    (32, 24, 23, 1, [0x00FFFFFF, 0xFF800000, 1], [-1, -(2**23), 1]),
-]
-
-
-@pytest.mark.parametrize(("allocated", "bits", "high", "signed", "raw", "expected"), BITS)
-def test_only_the_stored_bits_count(tmp_path, decoder, allocated, bits, high, signed, raw, expected):
-    changes = {"BitsAllocated": allocated, "BitsStored": bits, "HighBit": high, "PixelRepresentation": signed}
-    pixels = np.array([*raw, 0], dtype=f"<u{allocated // 8}").tobytes()
-    path = save(tiny(0, Rows=1, Columns=4, pixels=pixels, **changes), tmp_path / "one.dcm")
-    array = read_slice(path, read_header(path), decoder)
-    assert array.dtype == np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
-    assert array[0].tolist() == [*expected, 0]
-
-
-def test_8_bit_words_of_big_endian_are_unswapped(tmp_path, decoder):
-    changes = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    dataset = tiny(0, Rows=1, Columns=4, pixels=bytes([2, 1, 4, 3]), **changes)
-    path = save(dataset, tmp_path / "one.dcm", ExplicitVRBigEndian)
-    assert read_slice(path, read_header(path), decoder).tolist() == [[1, 2, 3, 4]]
-
-
 def test_a_small_deflated_file_cannot_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(part10, "INFLATED_HEADER", 4096)
     dataset = tiny(0)
     dataset.add_new(0x00091010, "OB", bytes(1 << 20))  # a private element in front of everything that is wanted
     path = save(dataset, tmp_path / "one.dcm", DeflatedExplicitVRLittleEndian)
     assert path.stat().st_size < 20_000
-    assert read_header(path)["pixels"] is None
+    with pytest.raises(InputError, match="HEADER_LIMIT"):
+        read_header(path)
     (finding,) = scan(tmp_path).findings
-    assert finding.code in ("NO_PIXELS", "NOT_DICOM")
+    assert finding.code == "HEADER_LIMIT"
 
 
 def test_a_file_that_changed_after_the_scan_is_not_read(tmp_path):
@@ -179,6 +122,7 @@ PET = {
     "acquired_s": None,
     "corrections": "DECY\\ATTN\\SCAT",
     "decay": "START",
+    "decayed_s": None,
 }
 
 
@@ -240,51 +184,3 @@ def test_a_file_without_preamble_is_dicom_too(tmp_path):
     assert raw[144 + length :][:4] == b"\x08\x00\x08\x00"
     (plan,) = scan(tmp_path).plans
     assert np.array_equal(read_series(plan).voxels[0], stored(0))
-
-
-def test_real_files_decode_to_the_pixels_of_the_manifest(shared_data, decoder):
-    entries = json.loads((shared_data / "manifest.json").read_text())["entries"]
-    rows = [row for entry in entries for row in entry.get("files", []) if row.get("modality") in ("CT", "MR", "PT")]
-    rows = [row for row in rows if row["outcome"] == "ingest" and len(row["shape"]) == 2]
-    assert len(rows) >= 60
-    wrong = []
-    for row in rows:
-        path = shared_data / row["path"]
-        if path.suffix == ".gz":
-            continue
-        array = read_slice(path, read_header(path), decoder)
-        little = array.astype(array.dtype.newbyteorder("<"))
-        if hashlib.sha256(little.tobytes()).hexdigest()[:16] != row["pixel_sha256_16"]:
-            wrong.append(path.name)
-    assert wrong == []
-
-
-def test_lossless_encodings_of_one_image_are_equal(shared_data, decoder):
-    groups = json.loads((shared_data / "manifest.json").read_text())["lossless_parity"]
-    compared = 0
-    for group in groups:
-        folder = shared_data / group["group"]
-        folder = folder if folder.is_dir() else folder.parent
-        for members in group["members"]:
-            found = []
-            for name in members:
-                header = read_header(folder / name)
-                if (header["frames"] or 1) == 1 and (header["samples"] or 1) == 1:
-                    found.append(read_slice(folder / name, header, decoder))
-            for array in found[1:]:
-                assert array.dtype == found[0].dtype
-                assert np.array_equal(array, found[0])
-                compared += 1
-    assert compared >= 12
-
-
-def test_overlay_bits_do_not_reach_the_voxels(shared_data, decoder):
-    folder = shared_data / "pairs" / "12bit" / "In"
-    names = sorted(folder.glob("*.dcm"))
-    assert len(names) == 3
-    for path in names:
-        header = read_header(path)
-        array = read_slice(path, header, decoder)
-        assert array.min() >= (-2048 if header["signed"] else 0)
-        assert array.max() < (2048 if header["signed"] else 4096)
-        assert np.array_equal(array, pydicom.dcmread(path).pixel_array)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from sqlalchemy import text
 
+from archive.catalog_engine import writing
 from archive.errors import StoreError
-from archive.linkage import Linkage
+from archive.linkage import GroupOutcome, Linkage, PlannedSeries
+from archive.plans import Filed, FileEntry, Finding
 
 UID = "1.2.826.0.1.3680043"
 
@@ -31,12 +34,17 @@ def linkage(tmp_path):
     found.close()
 
 
-def entry(size: int) -> dict:
-    return {"path": "x", "size": size, "header": {"uid": UID, "values": [1.5, None, "é"]}}
+def entry(path: str, size: int = 1, patient: str = "") -> FileEntry:
+    header = {"series": f"{UID}.{size}", "patient": patient, "values": [1.5, None, "é"]}
+    return FileEntry(path, size, 10**18 + size, 7, "dicom", header=header)
+
+
+def filed(*paths: str, size: int = 1) -> list[Filed]:
+    return [entry(path, size).filed() for path in paths]
 
 
 def test_the_file_is_private(linkage, tmp_path):
-    linkage.save_entries("src", {"a.dcm": entry(1)})
+    linkage.save_entries("src", filed("a.dcm"))
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
@@ -48,17 +56,65 @@ def test_sources_have_a_path(linkage):
     assert caught.value.code == "NOT_FOUND"
 
 
-def test_entries_are_those_of_the_last_scan(linkage):
-    many = {f"{number}.dcm": entry(number) for number in range(1200)}
-    linkage.save_entries("src", many)
-    linkage.save_entries("other", {"0.dcm": entry(7)})
-    assert linkage.entries("src") == many
-    kept = {path: many[path] for path in list(many)[:3]} | {"1.dcm": entry(99), "new.dcm": entry(5)}
-    linkage.save_entries("src", kept)
-    assert linkage.entries("src") == kept
-    assert linkage.entries("other") == {"0.dcm": entry(7)}
-    linkage.save_entries("src", {})
-    assert linkage.entries("src") == {}
+def test_an_entry_is_filed_and_read_back():
+    one = entry("a.dcm", 5, "Doe^J")
+    assert one.filed().entry() == one
+    assert (one.filed().grouped, one.filed().series, one.filed().patient) == (f"d:{UID}.5", f"{UID}.5", "Doe^J")
+    assert FileEntry("x.txt", 1, 2, 3, "skipped", "SIDECAR").filed().blob is None
+
+
+def test_entries_are_kept_changed_and_dropped(linkage):
+    many = [entry(f"{number}.dcm", number) for number in range(1200)]
+    linkage.save_entries("src", [one.filed() for one in many])
+    linkage.save_entries("other", filed("0.dcm"))
+    assert linkage.entries("src") == {one.path: one.as_dict() for one in many}
+    linkage.save_entries("src", [entry("1.dcm", 99).filed()], gone=[one.path for one in many[3:]])
+    assert linkage.stamps("src") == {
+        "0.dcm": many[0].filed().stamp(),
+        "1.dcm": entry("1.dcm", 99).filed().stamp(),
+        "2.dcm": many[2].filed().stamp(),
+    }
+    assert linkage.grouped("src", [f"d:{UID}.99", f"d:{UID}.1"]) == {f"d:{UID}.99": [entry("1.dcm", 99).filed()]}
+    assert list(linkage.stamps("other")) == ["0.dcm"]
+
+
+OUTCOMES = [
+    GroupOutcome(
+        f"d:{UID}.{number}",
+        (
+            PlannedSeries("a" * 32, "mark"),
+            PlannedSeries("b" * 32, "mark", Finding("DECODE_FAILED", "series", "b" * 32, 3, "CT", {"gap_mm": 2.5})),
+        ),
+        (Finding("MISSING_SLICE", "series", "c" * 32, 4),),
+    )
+    for number in range(3)
+]
+
+
+def test_outcomes_last_while_their_files_and_the_settings_do(linkage):
+    for size in range(3):
+        linkage.save_entries("src", filed(f"{size}.dcm", size=size))
+    linkage.save_outcomes("src", "one", OUTCOMES)
+    assert linkage.outcomes("src", "one") == {outcome.grouped: outcome for outcome in OUTCOMES}
+    assert linkage.outcomes("src", "two") == linkage.outcomes("other", "one") == {}
+    linkage.save_entries("src", filed("new.dcm", size=1), gone=["0.dcm"])
+    assert set(linkage.outcomes("src", "one")) == {f"d:{UID}.2"}
+
+
+def test_an_older_linkage_is_brought_up_to_date(tmp_path):
+    url = f"sqlite:///{tmp_path / 'old.sqlite'}"
+    old = Linkage(url)
+    old.register("src", "/data/src")
+    with writing(old.engine) as connection:
+        connection.execute(text("DROP TABLE linkage_entries"))
+        connection.execute(text("DROP TABLE linkage_outcomes"))
+        connection.execute(text("CREATE TABLE linkage_files (source TEXT, path TEXT, entry TEXT)"))
+        connection.execute(text("UPDATE linkage_meta SET value = 'linkage-1'"))
+    old.close()
+    new = Linkage(url)
+    new.save_entries("src", filed("a.dcm"))
+    assert (new.path_of("src"), list(new.stamps("src"))) == ("/data/src", ["a.dcm"])
+    new.close()
 
 
 def test_series_are_found_by_uid_and_revealed(linkage):
@@ -90,11 +146,13 @@ def test_the_forgotten_leave_no_trace(linkage, tmp_path, wanted, gone):
         Plan("c" * 32, patient="q" * 32, files=("c.dcm",)),
     ]
     linkage.save_series(plans, "src")
-    linkage.save_entries("src", {f"{name}.dcm": entry(1) for name in "abc"})
+    linkage.save_entries("src", [entry(f"{name}.dcm", index).filed() for index, name in enumerate("abc")])
+    linkage.save_outcomes("src", "one", OUTCOMES)
     assert linkage.forget(**wanted) == gone
     left = {plan.series for plan in plans} - set(gone)
     assert set(linkage.find_uid(UID)) == left
     assert set(linkage.entries("src")) == {f"{name[0]}.dcm" for name in left}
+    assert len(linkage.outcomes("src", "one")) == len(left)
     # Neither in the database's free pages nor in its log, while it is still open.
     data = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert (b"Roe^A" in data) is ("a" * 32 not in gone)

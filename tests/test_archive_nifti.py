@@ -100,13 +100,17 @@ def test_int64_becomes_the_smallest_that_holds_it(tmp_path):
 def _broken(folder: Path, what: str) -> None:
     path = folder / "one.nii.gz"
     data = np.ones((8, 8, 8), dtype="f4")
-    if what == "complex":
-        save(path, data.astype("c8"))
-    elif what == "nan":
+    if what == "nan":
         data[1, 2, 3] = np.nan
         save(path, data)
-    elif what == "colour":
-        save(path, np.zeros((2, 3, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    elif what in ("half a pair", "short pair", "lone img"):
+        nibabel.save(nibabel.Nifti1Pair(data.astype("i2"), np.eye(4)), folder / "one.hdr")
+        if what == "half a pair":
+            (folder / "one.img").unlink()
+        elif what == "lone img":
+            (folder / "one.hdr").unlink()
+        else:
+            (folder / "one.img").write_bytes((folder / "one.img").read_bytes()[:-2])
     elif what == "five":
         save(path, np.zeros((2, 3, 4, 2, 2), dtype="i2"))
     elif what == "wide":
@@ -131,8 +135,9 @@ def _broken(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "code"),
     [
-        ("complex", "UNSUPPORTED_PIXELS"),
-        ("colour", "UNSUPPORTED_PIXELS"),
+        ("half a pair", "TRUNCATED"),
+        ("short pair", "TRUNCATED"),
+        ("lone img", "UNKNOWN_FORMAT"),
         ("five", "UNSUPPORTED_PIXELS"),
         ("wide", "UNSUPPORTED_PIXELS"),
         ("nan", "NON_FINITE"),
@@ -265,3 +270,32 @@ def test_real_nifti_files_equal_the_manifest(shared_data, tmp_path):
         assert list(data.shape) == row["canonical_shape"], row["path"]
         assert hashlib.sha256(data.tobytes()).hexdigest() == row["canonical_f4_sha256"], row["path"]
         assert np.allclose(canonical.affine, row["canonical_affine"], atol=1e-3), row["path"]
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_a_pair_is_one_series(tmp_path, kind):
+    data = np.arange(24, dtype="i2").reshape(2, 3, 4)
+    nibabel.save(kind(data, np.diag([2.0, 3, 4, 1])), tmp_path / "one.hdr")
+    result = scan(tmp_path)
+    (plan,) = result.plans
+    assert (plan.files, plan.folded, result.findings) == (("one.hdr",), ("one.img",), ())
+    assert np.array_equal(read_series(plan).voxels, data.T)
+
+
+def test_complex_numbers_become_magnitude_and_phase(tmp_path):
+    data = (np.arange(24) * np.exp(1j * np.linspace(-3, 3, 24))).reshape(2, 3, 4).astype("c8")
+    save(tmp_path / "one.nii", data)
+    magnitude, phase = sorted(scan(tmp_path).plans, key=lambda plan: plan.identity)
+    assert magnitude.patient == phase.patient and magnitude.series != phase.series
+    assert np.allclose(read_series(magnitude).voxels, np.abs(data).T)
+    assert np.allclose(read_series(phase).voxels, np.angle(data).T)
+
+
+@pytest.mark.parametrize("names", ["RGB", "RGBA"])
+def test_colour_is_read(tmp_path, names):
+    data = np.random.default_rng(1).integers(0, 256, (2, 3, 4, len(names))).astype("u1")
+    save(tmp_path / "one.nii", data.view([(name, "u1") for name in names])[..., 0])
+    (plan,) = scan(tmp_path).plans
+    volume = read_series(plan)
+    assert (volume.axes, volume.units, plan.group) == ("czyx", "rgb", "nifti-rgb")
+    assert np.array_equal(volume.voxels, data[..., :3].transpose(3, 2, 1, 0))

@@ -65,14 +65,39 @@ def _save_pages(path, **options):
     Image.fromarray(GREY).save(path, save_all=True, append_images=[Image.fromarray(GREY[::-1])], **options)
 
 
-def test_several_pages_are_refused(tmp_path):
+def test_pages_are_slices(tmp_path):
     _save_pages(tmp_path / "pages.tif")
-    assert [finding.code for finding in scan(tmp_path).findings] == ["MULTIFRAME"]
+    (plan,) = scan(tmp_path).plans
+    volume = read_series(plan)
+    assert (volume.axes, volume.flags, plan.voxels) == ("zyx", (), volume.voxels.size)
+    assert np.array_equal(volume.voxels, np.stack([GREY, GREY[::-1]]))
 
 
-def test_16_bit_colour_is_refused_rather_than_halved(shared_data):
-    result = scan(shared_data / "nifti" / "png_tif" / "sub-png_sample-16rgb_SEM.png")
-    assert [finding.code for finding in result.findings] == ["UNSUPPORTED_PIXELS"]
+def test_pages_that_differ_and_animations_are_refused(tmp_path):
+    pages = [Image.fromarray(GREY), Image.fromarray(GREY[:2])]
+    pages[0].save(tmp_path / "differ.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "moving.png", save_all=True, append_images=[Image.fromarray(GREY[::-1])])
+    assert [finding.code for finding in scan(tmp_path).findings] == ["MULTIFRAME"] * 2
+
+
+@pytest.mark.parametrize("name", ["16rgb", "16rgba"])
+def test_16_bit_colour_is_read_whole(shared_data, name):
+    (plan,) = scan(shared_data / "nifti" / "png_tif" / f"sub-png_sample-{name}_SEM.png").plans
+    volume = read_series(plan)
+    assert (volume.axes, volume.voxels.dtype, volume.bits_stored, plan.group) == ("czyx", np.uint16, 16, "picture-rgb")
+    with Image.open(shared_data / "nifti" / "png_tif" / f"sub-png_sample-{name}_SEM.png") as image:
+        high = np.asarray(image)[..., :3]  # Pillow's own reading: the high bytes
+    assert np.array_equal(volume.voxels[:, 0] >> 8, np.moveaxis(high, -1, 0))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_16_bit_colour_tiff_is_read_whole(tmp_path, order, compression):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(3).integers(0, 65536, (2, 7, 9, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "one.tif", values, photometric="rgb", byteorder=order, compression=compression)
+    (plan,) = scan(tmp_path).plans
+    assert np.array_equal(read_series(plan).voxels, np.moveaxis(values, -1, 0))
 
 
 def test_a_thumbnail_page_is_not_a_second_picture(shared_data):

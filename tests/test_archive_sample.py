@@ -26,7 +26,7 @@ def test_it_is_two_dozen_series_of_a_dozen_patients(archive: tuple[Path, Manifes
     drawn = [entry for entry in manifest.entries if entry.path.startswith("phantoms/")]
     assert len(drawn) >= 24 and len({item.patient for item in PHANTOMS}) >= 12
     assert 8e6 <= manifest.voxels <= 12e6
-    assert {plan.group for plan in found.plans} == {"ct", "mr", "pt", "nifti"}
+    assert {plan.group for plan in found.plans} == {"ct", "mr", "pt", "nifti", "us-rgb"}
     assert manifest.not_shipped == ()
 
 

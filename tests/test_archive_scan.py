@@ -25,8 +25,8 @@ FILES = [
     ("dwi.bval", b"0 1000", "SIDECAR"),
     ("Thumbs.db", b"\0" * 200, "SIDECAR"),
     (".DS_Store", b"\0" * 200, "HIDDEN"),
-    ("all.zip", b"PK\x03\x04" + b"\0" * 200, "ARCHIVE_NOT_UNPACKED"),
-    ("no-suffix", b"PK\x03\x04" + b"\0" * 200, "ARCHIVE_NOT_UNPACKED"),
+    ("all.zip", b"PK\x03\x04" + b"\0" * 200, "TRUNCATED"),
+    ("no-suffix", b"PK\x03\x04" + b"\0" * 200, "TRUNCATED"),
     ("all.tar", b"\0" * 600, "ARCHIVE_NOT_UNPACKED"),
     ("one.dcm.gz", b"\x1f\x8b" + b"\0" * 200, "ARCHIVE_NOT_UNPACKED"),
     ("empty.dcm", b"", "NOT_DICOM"),
@@ -224,16 +224,18 @@ JUNK = {
     "NOT_DICOM": 5,
     "BAD_HEADER": 2,
     "NO_GEOMETRY": 2,
-    "NO_PIXELS": 2,
-    "NO_SERIES_UID": 2,
-    "TRUNCATED": 1,
+    "NO_PIXELS": 1,
+    "NO_SERIES_UID": 1,
+    "TRUNCATED": 2,
 }
 
 
 def test_junk_is_refused_with_reasons(shared_data):
     result = scan(shared_data / "robustness" / "derived_junk")
     assert Counter(finding.code for finding in result.findings) == JUNK
-    assert (result.plans, result.skipped) == ((), {"SIDECAR": 2})
+    assert result.skipped == {"SIDECAR": 2}
+    (without_uid,) = result.plans  # all that it lacks is the SeriesInstanceUID
+    assert "NO_SERIES_UID" in without_uid.details["flags"]
 
 
 def test_the_breast_series_is_time_not_48_slices(shared_data):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom.uid import EnhancedCTImageStorage, SecondaryCaptureImageStorage, UltrasoundImageStorage
+from pydicom.uid import SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 from tiny import SERIES, save, save_all, stored, tiny
 
 from archive.scan import read_series, scan
@@ -42,14 +42,13 @@ def repeated(times: int, positions: int = 3, **by_time: Any) -> list[Any]:
 
 
 REFUSED = [
-    ("UNSUPPORTED_MODALITY", {"Modality": "US", "SOPClassUID": UltrasoundImageStorage}),
-    ("UNSUPPORTED_MODALITY", {"SOPClassUID": UltrasoundImageStorage}),
-    ("MULTIFRAME", {"SOPClassUID": EnhancedCTImageStorage}),
-    ("MULTIFRAME", {"NumberOfFrames": 2}),
+    ("UNSUPPORTED_MODALITY", {"SOPClassUID": VLWholeSlideMicroscopyImageStorage}),
+    ("TRUNCATED", {"NumberOfFrames": 2}),
+    ("TRUNCATED", {"NumberOfFrames": 2**31 - 1}),
+    ("BAD_HEADER", {"NumberOfFrames": -3}),
     ("MULTIFRAME", {"Modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}),
     ("SECONDARY_CAPTURE", {"SOPClassUID": SecondaryCaptureImageStorage}),
     ("BURNED_IN", {"BurnedInAnnotation": "YES"}),
-    ("NO_SERIES_UID", {"SeriesInstanceUID": None}),
     ("NO_SERIES_UID", {"SOPInstanceUID": None}),
     ("NO_PIXELS", {"PixelData": None}),
     ("BAD_HEADER", {"Rows": None}),
@@ -60,9 +59,9 @@ REFUSED = [
     ("BAD_HEADER", {"PixelRepresentation": 7}),
     ("BAD_HEADER", {"PhotometricInterpretation": None}),
     ("BAD_HEADER", {"Rows": 3}),  # twice as many pixels as the header says
-    ("UNSUPPORTED_PIXELS", {"PhotometricInterpretation": "PALETTE COLOR"}),
-    ("UNSUPPORTED_PIXELS", {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}),
-    ("UNSUPPORTED_PIXELS", {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}),
+    ("TRUNCATED", {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}),
+    ("BAD_HEADER", {"SamplesPerPixel": 3}),
+    ("UNSUPPORTED_PIXELS", {"BitsAllocated": 64, "BitsStored": 64, "HighBit": 63}),
     ("TRUNCATED", {"Rows": 60}),
     ("NON_FINITE", {"RescaleSlope": 0}),
     ("NO_GEOMETRY", {"ImagePositionPatient": None}),
@@ -288,6 +287,16 @@ def test_scales_that_vary_stay_with_their_slices(tmp_path):
     assert volume.slope == (0.5, 1.5, 2.5)
     assert np.allclose(volume.values()[2], stored(2) * 2.5)
     assert volume.units == "Bq/ml"
+
+
+def test_without_a_series_uid_what_is_there_groups(tmp_path):
+    save_all([tiny(index, SeriesInstanceUID=None, StudyInstanceUID="1.2") for index in range(3)], tmp_path)
+    others = [tiny(10 + index, SeriesInstanceUID=None, StudyInstanceUID="1.3") for index in range(3)]
+    save_all(others, tmp_path / "other")
+    plans = scan(tmp_path).plans
+    assert [len(plan.files) for plan in plans] == [3, 3]
+    assert len({plan.series for plan in plans}) == 2
+    assert all("NO_SERIES_UID" in plan.details["flags"] for plan in plans)
 
 
 def test_files_without_patient_are_one_patient_each_series(tmp_path):

@@ -18,16 +18,6 @@ pytestmark = pytest.mark.server
 HOME = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session")
-def prefect_api():
-    """One Prefect server with a database of its own for the whole session."""
-    from prefect.settings import get_current_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(get_current_settings().api.url)
-
-
 @pytest.fixture
 def client(prefect_api):
     from prefect.client.orchestration import get_client

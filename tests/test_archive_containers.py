@@ -1,0 +1,152 @@
+"""Zip and tar files: read like folders, under limits, without ever writing a name of theirs."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from tiny import SERIES, save, save_all, tiny
+
+from archive import containers
+from archive.containers import Unpacked
+from archive.plans import FileEntry
+from archive.scan import read_series, scan
+from archive.settings import IngestSettings
+
+KINDS = {"all.zip": "", "all.tar": "w", "all.tgz": "w:gz", "all.tar.bz2": "w:bz2", "all.tar.xz": "w:xz", "none": "w:gz"}
+
+
+def pack(folder, target, mode):
+    """Everything below a folder, as an archive of the kind that the mode says; zip where it is empty."""
+    if not mode:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(folder.rglob("*")):
+                archive.write(path, path.relative_to(folder))
+    else:
+        with tarfile.open(target, mode) as archive:
+            archive.add(folder, ".")
+    return target
+
+
+@pytest.mark.parametrize(("name", "mode"), KINDS.items())
+def test_a_series_in_an_archive_equals_the_folder(tmp_path, name, mode):
+    plain = save_all([tiny(index) for index in range(3)], tmp_path / "plain")
+    (plain / "notes.txt").write_text("hello")
+    (tmp_path / "packed").mkdir()
+    pack(plain, tmp_path / "packed" / name, mode)
+    (one,) = scan(plain).plans
+    result = scan(tmp_path / "packed")
+    (plan,) = result.plans
+    assert (plan.series, plan.patient, plan.voxels) == (one.series, one.patient, one.voxels)
+    assert plan.files == tuple(f"{name}!/{number:03d}.dcm" for number in range(3))
+    assert np.array_equal(read_series(plan).voxels, read_series(one).voxels)
+    assert (result.skipped, result.files, result.findings) == ({"SIDECAR": 1}, 4, ())
+
+
+def test_an_unchanged_archive_is_not_opened_again(tmp_path, monkeypatch):
+    pack(save_all([tiny(index) for index in range(3)], tmp_path / "plain"), tmp_path / "all.zip", "")
+    first = scan(tmp_path / "all.zip")
+    known = {entry.path: FileEntry.from_dict(entry.as_dict()) for entry in first.entries}
+    monkeypatch.setattr(containers, "members", lambda *_: pytest.fail("opened"))
+    again = scan(tmp_path / "all.zip", known=known)
+    assert (again.opened, again.plans, again.files) == (0, first.plans, first.files)
+
+
+def test_what_is_no_plain_file_is_counted_and_names_reach_no_path(tmp_path):
+    raw = save(tiny(0), tmp_path / "one.dcm").read_bytes()
+    target = tmp_path / "in" / "evil.tar"
+    target.parent.mkdir()
+    with tarfile.open(target, "w") as archive:
+        for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("pipe", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        for name in ("../../../out.dcm", "/abs/out.dcm", ".hidden/x.dcm"):
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            archive.addfile(info, io.BytesIO(raw))
+    before = set(tmp_path.rglob("*"))
+    result = scan(target.parent)
+    assert result.skipped == {"DEVICE": 1, "HIDDEN": 1, "LINK": 2}
+    (plan,) = result.plans
+    assert {*plan.files, *plan.folded} == {"evil.tar!/out.dcm", "evil.tar!/abs/out.dcm"}
+    assert read_series(plan).voxels.shape == (1, 6, 5)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def _bomb(folder):
+    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.raw", bytes(5_000_000))
+
+
+def _nested(folder):
+    inner = pack(save_all([tiny(0)], folder.parent / "plain"), folder.parent / "inner.zip", "")
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.write(inner, "inner.zip")
+
+
+def _cut(folder):
+    path = pack(save_all([tiny(index) for index in range(9)], folder.parent / "plain"), folder / "x.tgz", "w:gz")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _flipped(folder):
+    path = folder / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(save(tiny(0), folder.parent / "one.dcm"), "one.dcm")
+    raw = bytearray(path.read_bytes())
+    raw[300] ^= 1
+    path.write_bytes(raw)
+
+
+def _locked(folder):
+    _flipped(folder)
+    path = folder / "x.zip"
+    raw = bytearray(path.read_bytes())
+    raw[6] |= 1  # general purpose bit 0: encrypted, in the local header and in the directory
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(raw)
+
+
+REFUSED = [
+    (_bomb, "ARCHIVE_LIMIT"),
+    (_nested, "ARCHIVE_NOT_UNPACKED"),
+    (_cut, "TRUNCATED"),
+    (_flipped, "TRUNCATED"),
+    (_locked, "ARCHIVE_NOT_UNPACKED"),
+]
+
+
+@pytest.mark.parametrize(("make", "code"), REFUSED, ids=[row[0].__name__ for row in REFUSED])
+def test_a_bad_archive_is_refused_whole(tmp_path, make, code):
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in")
+    result = scan(tmp_path / "in", settings=IngestSettings(max_archive_bytes=4_000_000))
+    assert [finding.code for finding in result.findings] == [code]
+    assert result.plans == ()
+
+
+def test_a_bomb_is_known_by_its_ratio(monkeypatch, tmp_path):
+    monkeypatch.setattr(containers, "RATIO_FROM", 1_000_000)
+    _bomb(tmp_path)
+    assert [finding.code for finding in scan(tmp_path).findings] == ["ARCHIVE_LIMIT"]
+
+
+def test_a_folder_that_is_called_like_an_archive_is_a_folder(tmp_path):
+    save_all([tiny(0)], tmp_path / "odd.zip!" / "inner")
+    (plan,) = scan(tmp_path).plans
+    assert plan.files == ("odd.zip!/inner/000.dcm",)
+    assert read_series(plan).voxels.shape == (1, 6, 5)
+
+
+def test_what_was_unpacked_is_private_and_gone_afterwards(tmp_path):
+    pack(save_all([tiny(0, SeriesInstanceUID=SERIES)], tmp_path / "plain"), tmp_path / "a.zip", "")
+    with Unpacked(tmp_path, tmp_path / "scratch") as unpacked:
+        path = unpacked.path("a.zip!/000.dcm")
+        assert path.is_relative_to(tmp_path / "scratch") and "000" not in path.suffix
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        assert unpacked.path("plain/000.dcm") == tmp_path / "plain" / "000.dcm"
+    assert list((tmp_path / "scratch").iterdir()) == []
