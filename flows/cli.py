@@ -57,8 +57,7 @@ def main() -> None:
     except Exception as error:  # the last place that can keep a path or a name out of a traceback
         import os
 
-        from archive.errors import REASONS
-        from tasks.stage import describe
+        from archive.errors import REASONS, describe
 
         if os.environ.get("VOXBOOK_DEBUG"):
             raise

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from archive.errors import VoxbookError
+from archive.errors import VoxbookError, describe
 from flows.encode import encode
 from flows.ingest import ingest
 from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
 from flows.report import report
 from flows.verify import verify
-from tasks.stage import Outcome, describe
+from tasks.stage import Outcome
 
 Sample = Annotated[
     float, Field(gt=0, le=1, description="Share of the stored versions to verify, longest unchecked first.")

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from archive.errors import ConfigError, VoxbookError
+from archive.errors import ConfigError, VoxbookError, describe
 from archive.workspace import Workspace
 from flows.slices import Series, Wanted, draw
-from tasks.stage import describe
 
 logger = logging.getLogger("voxbook")
 

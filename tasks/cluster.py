@@ -29,6 +29,8 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+# Dask tells glibc to give memory back at once, and so every slice to fault its pages in anew: a third of the time.
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20)}
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Cluster:
                 logging.getLogger(name).setLevel(logging.ERROR)
             # Dask's own warnings print arguments, and those hold paths.
             dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
+            dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
             address: Any = self._settings.address
             if address == "local":
                 self._local = LocalCluster(

@@ -16,13 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from archive import codes as code_store
 from archive.catalog_schema import EncodingCommit, ModelRow, SeriesRow
 from archive.commit import Committed
-from archive.errors import InputError, MismatchError, StoreError, TransientError
+from archive.errors import InputError, MismatchError, StoreError, TransientError, describe
 from archive.settings import GateSettings
 from archive.volumes import StoredVolume
 from tasks.cluster import batches_by_size
 from tasks.progress import advance
 from tasks.records import encoding_commit
-from tasks.stage import Stage, describe
+from tasks.stage import Stage
 
 logger = logging.getLogger("voxbook")
 

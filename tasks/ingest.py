@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +12,18 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from archive.commit import STAGE
-from archive.containers import Unpacked
-from archive.decoder import PixelDecoder
-from archive.errors import InputError, TransientError, VoxbookError
+from archive.batches import Job, ingest_batch, look_batch, refused
+from archive.errors import InputError
 from archive.incremental import FLEETING, bytes_of, chunks, compare, groups_of, is_done, settings_digest
-from archive.ingest import IngestRecord, ingest_series, refusal
+from archive.ingest import IngestRecord
 from archive.linkage import GroupOutcome, PlannedSeries
 from archive.plans import Filed, FileEntry, Finding, SeriesPlan, Stamp
-from archive.scan import look, plan, skipped_of
-from archive.settings import GroupSettings, IngestSettings
+from archive.scan import plan, skipped_of
 from archive.walk import Listing, Seen, survey
 from tasks.cluster import cut
 from tasks.progress import advance
 from tasks.records import quarantine_row, volume_commit
-from tasks.stage import Stage, describe
+from tasks.stage import Stage
 
 logger = logging.getLogger("voxbook")
 
@@ -125,21 +121,6 @@ def _spread(stage: Stage, work, batches: list[list[Seen]]) -> Iterator[tuple[Seq
         yield done.items, killed if done.result is None else done.result
 
 
-def look_batch(
-    files: Sequence[Seen], *, folder: Path, exclude: tuple[str, ...], settings: IngestSettings
-) -> list[Filed]:
-    """Headers of some files, in a worker process."""
-    return [entry.filed() for seen in files for entry in look(folder, seen, exclude, settings)]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One series to read. stored: content digest of its version in the store, if any."""
-
-    plan: SeriesPlan
-    stored: str | None
-
-
 class Source:
     """One source while it is ingested: groups of files become batches of jobs, their records rows of the catalog."""
 
@@ -232,7 +213,7 @@ class Source:
     def take(self, jobs: Sequence[Job], records: Sequence[IngestRecord] | None) -> None:
         """Enter what a worker made of a batch; None: the worker died of it."""
         if records is None:
-            records = [_refused(job.plan, "WORKER_KILLED") for job in jobs]
+            records = [refused(job.plan, "WORKER_KILLED") for job in jobs]
         good = [record for record in records if record.finding is None]
         self.stage.catalog.commit_volumes([volume_commit(record, self.alias) for record in good])
         refused = [record for record in records if record.finding is not None]
@@ -290,51 +271,3 @@ def unreadable_source(stage: Stage, alias: str, code: str) -> IngestCounts:
     stage.catalog.set_quarantine(alias, [*kept, quarantine_row(finding, alias)], stage.run)
     stage.reasons[code] += 1
     return IngestCounts(found=1, quarantined=1)
-
-
-def ingest_batch(
-    jobs: Sequence[Job], *, volumes: Path, settings: IngestSettings, groups: dict[str, GroupSettings]
-) -> list[IngestRecord]:
-    """Read and store a batch of series in a worker process; what goes wrong with one is its own record."""
-    records = []
-    root = Path(jobs[0].plan.root)
-    with PixelDecoder(settings) as decoder, Unpacked(root, volumes / STAGE, settings.max_archive_bytes) as unpacked:
-        with contextlib.suppress(InputError):  # each container gone through once; what is wrong shows again below
-            unpacked.fetch(name for job in jobs for name in job.plan.files)
-        for job in jobs:
-            try:
-                records.append(_with_retry(job, unpacked, volumes, settings, groups, decoder))
-            except InputError as error:
-                records.append(_refused(job.plan, error.code))
-            except VoxbookError:
-                raise  # the store itself is broken: no other series would fare better
-            except Exception as error:  # one odd file must not stop ten thousand others; it is listed, not hidden
-                logger.warning("series %s: %s", job.plan.series, describe(error))
-                records.append(_refused(job.plan, "UNEXPECTED"))
-    return records
-
-
-def _with_retry(job, unpacked, volumes, settings, groups, decoder) -> IngestRecord:
-    plan = unpacked.resolved(job.plan)
-    try:
-        record = ingest_series(plan, volumes, settings, groups, job.stored, decoder)
-    except TransientError:
-        record = ingest_series(plan, volumes, settings, groups, job.stored, decoder)
-    if record.finding is not None:  # the source's own names, not those of what was unpacked
-        record = replace(record, finding=replace(record.finding, paths=job.plan.files))
-    return record
-
-
-def _refused(plan: SeriesPlan, code: str) -> IngestRecord:
-    return IngestRecord(
-        series=plan.series,
-        patient=plan.patient,
-        group=plan.group,
-        fingerprint=plan.fingerprint,
-        source_bytes=plan.source_bytes,
-        content_digest="",
-        attributes={},
-        committed=None,
-        finding=refusal(plan, code),
-        seconds=0.0,
-    )

@@ -103,14 +103,3 @@ def call(task: Any, *args: Any, **kwargs: Any) -> Any:
     from prefect.context import FlowRunContext
 
     return task(*args, **kwargs) if FlowRunContext.get() else task.fn(*args, **kwargs)
-
-
-def describe(error: BaseException) -> str:
-    """An error in words without its message: type and the last place in our code, which hold no identifiers."""
-    trace, place = error.__traceback__, "?"
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        if module.split(".")[0] in ("archive", "model", "tasks", "flows"):
-            place = f"{module}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return f"{type(error).__name__} at {place}"

@@ -1,12 +1,12 @@
-"""What a Dask worker of test_archive_reasons runs instead of tasks.ingest.ingest_batch: it dies on one series."""
+"""What a Dask worker of test_archive_reasons runs instead of archive.batches.ingest_batch: it dies on one series."""
 
 from __future__ import annotations
 
 import os
 
-from tasks import ingest
+from archive import batches
 
-_REAL = ingest.ingest_batch
+_REAL = batches.ingest_batch
 
 
 def ingest_batch(batch, **options):
