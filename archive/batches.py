@@ -52,12 +52,12 @@ def ingest_batch(
             try:
                 records.append(_with_retry(job, unpacked, volumes, settings, groups, decoder))
             except InputError as error:
-                records.append(refused(job.plan, error.code))
+                records.append(not_read(job.plan, error.code))
             except VoxbookError:
                 raise  # the store itself is broken: no other series would fare better
             except Exception as error:  # one odd file must not stop ten thousand others; it is listed, not hidden
                 logger.warning("series %s: %s", job.plan.series, describe(error))
-                records.append(refused(job.plan, "UNEXPECTED"))
+                records.append(not_read(job.plan, "UNEXPECTED"))
     return records
 
 
@@ -72,7 +72,7 @@ def _with_retry(job, unpacked, volumes, settings, groups, decoder) -> IngestReco
     return record
 
 
-def refused(plan: SeriesPlan, code: str) -> IngestRecord:
+def not_read(plan: SeriesPlan, code: str) -> IngestRecord:
     """The record of a plan that was not read."""
     return IngestRecord(
         series=plan.series,

@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from archive.batches import Job, ingest_batch, look_batch, refused
+from archive.batches import Job, ingest_batch, look_batch, not_read
 from archive.errors import InputError
 from archive.incremental import FLEETING, bytes_of, chunks, compare, groups_of, is_done, settings_digest
 from archive.ingest import IngestRecord
@@ -213,7 +213,7 @@ class Source:
     def take(self, jobs: Sequence[Job], records: Sequence[IngestRecord] | None) -> None:
         """Enter what a worker made of a batch; None: the worker died of it."""
         if records is None:
-            records = [refused(job.plan, "WORKER_KILLED") for job in jobs]
+            records = [not_read(job.plan, "WORKER_KILLED") for job in jobs]
         good = [record for record in records if record.finding is None]
         self.stage.catalog.commit_volumes([volume_commit(record, self.alias) for record in good])
         refused = [record for record in records if record.finding is not None]

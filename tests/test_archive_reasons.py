@@ -233,9 +233,9 @@ def test_the_whole_ingest_lists_it_and_goes_on(code, tmp_path):
 
 
 def test_an_unforeseen_error_is_one_row_not_the_end(tmp_path, monkeypatch):
-    import tasks.ingest
+    import archive.batches
 
-    real = tasks.ingest.ingest_series
+    real = archive.batches.ingest_series
     save_all([tiny(index) for index in range(4)], tmp_path / "in" / "a")
     others = [tiny(index, SeriesInstanceUID="1.2.9", SOPInstanceUID=f"1.2.9.{index}") for index in range(4)]
     save_all(others, tmp_path / "in" / "b")
@@ -245,7 +245,7 @@ def test_an_unforeseen_error_is_one_row_not_the_end(tmp_path, monkeypatch):
             raise RuntimeError("patient-7 lives in " + plan.root)
         return real(plan, *rest)
 
-    monkeypatch.setattr(tasks.ingest, "ingest_series", fragile)
+    monkeypatch.setattr(archive.batches, "ingest_series", fragile)
     home = Workspace.open(tmp_path / "ws", create=True)
     alias = home.register_source(tmp_path / "in")
     outcome = ingest.fn(workspace=str(home.root), sources=[alias], settings=["cluster=inline"])

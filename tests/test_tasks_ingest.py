@@ -36,7 +36,7 @@ def test_an_unchanged_source_is_neither_opened_nor_planned(home, tmp_path, monke
     pack(save_all([tiny(0, SeriesInstanceUID=SERIES + ".2")], tmp_path / "b"), tmp_path / "in" / "b.zip", "")
     (tmp_path / "in" / "junk.dcm").write_bytes(b"junk")
     assert run(home) == (3, 2, 0, 1)
-    monkeypatch.setattr("tasks.ingest.look", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("archive.batches.look", lambda *_: pytest.fail("opened"))
     monkeypatch.setattr("tasks.ingest.plan", lambda *_: pytest.fail("planned"))
     assert run(home) == (3, 0, 2, 1)
 
