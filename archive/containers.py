@@ -1,4 +1,4 @@
-"""Zip and tar files as folders: `a.zip!/inner/x.dcm` is a file in one. Unpacked under limits, under names of our own.
+"""Zip, tar and gzip files as folders: `a.zip!/inner/x.dcm` is a file in one. Unpacked under limits, under names of our own.
 
 What a member is called never becomes a path on disk, so no name, link or device in an archive reaches outside.
 """
@@ -26,6 +26,7 @@ from typing import IO, Any, BinaryIO
 
 from archive.errors import InputError
 from archive.owner import Owner
+from archive.part10 import looks_like_dicom
 from archive.plans import SeriesPlan
 
 INSIDE = "!/"
@@ -54,14 +55,15 @@ class Member:
 
 
 def is_container(path: Path, start: bytes) -> bool:
-    """Whether a file that begins with `start` (512 bytes) is a zip, or a tar, plain or packed by gzip, bzip2 or xz."""
+    """Whether a file that begins with `start` (512 bytes) is a zip or a tar, or gzip, bzip2 or xz around a tar or a DICOM file."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) or start[257:262] == b"ustar":
         return True
     for magic, opened in PACKED:
         if start.startswith(magic):
             try:
                 with opened(path) as file:  # type: ignore[operator]
-                    return file.read(512)[257:262] == b"ustar"
+                    inside = file.read(512)
+                    return inside[257:262] == b"ustar" or looks_like_dicom(inside)
             except BROKEN:
                 return False
     return False
@@ -92,7 +94,7 @@ def members(path: Path, most_bytes: int, skipped: Counter[str] | None = None) ->
     budget = _Budget(path.stat().st_size, most_bytes)
     names: Counter[str] = Counter()
     with translated(), path.open("rb") as file:
-        found = _zipped(file, skipped) if file.read(2) == b"PK" else _tarred(path, skipped)
+        found = _zipped(file, skipped) if file.read(2) == b"PK" else _packed(path, skipped)
         for count, member in enumerate(found):
             if count >= MAX_MEMBERS:
                 raise InputError("ARCHIVE_LIMIT", members=float(MAX_MEMBERS))
@@ -112,6 +114,20 @@ def _zipped(file: BinaryIO, skipped: Counter[str]) -> Iterator[Member]:
                 skipped["LINK"] += 1
                 continue
             yield Member(info.filename, info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
+
+
+def _packed(path: Path, skipped: Counter[str]) -> Iterator[Member]:
+    """A tar's members, or the one file that is packed alone."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    opened = next((found for magic, found in PACKED if start.startswith(magic)), None)
+    if opened is not None:
+        with opened(path) as file:  # type: ignore[operator]
+            alone = file.read(512)[257:262] != b"ustar"
+        if alone:
+            yield Member("packed", 0, partial(opened, path))
+            return
+    yield from _tarred(path, skipped)
 
 
 def _tarred(path: Path, skipped: Counter[str]) -> Iterator[Member]:

@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, MRImageStorage, RLELossless
 
 ROOT = "1.2.826.0.1.3680043.10.999.7"
 GOALS = {"dcm2niix_zy": 0.33, "dcm2niix_zn": 2.0, "dicom2nifti": 0.2}
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("ct", "tiny", "rescan"), default="ct")
     parser.add_argument("--slices", type=int, default=200)
     parser.add_argument("--per-series", type=int, default=250)
-    parser.add_argument("--syntax", choices=("plain", "rle"), default="plain")
+    parser.add_argument("--syntax", choices=("plain", "rle", "jpegls"), default="plain")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peers", type=Path, default=Path(sys.executable).parent, help="where dcm2niix is installed")
     parser.add_argument("--skip", nargs="*", default=[], choices=("dcm2niix_zy", "dcm2niix_zn", "dicom2nifti"))
@@ -189,6 +189,8 @@ def header(options: argparse.Namespace, series: int, index: int, pixels: np.ndar
     dataset["PixelData"].VR = "OW"
     if options.syntax == "rle":
         dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+    if options.syntax == "jpegls":
+        dataset.compress(JPEGLSLossless, encoding_plugin="pyjpegls", generate_instance_uid=False)
     return dataset
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from tiny import SERIES, save, save_all, tiny
 
@@ -150,3 +155,14 @@ def test_what_was_unpacked_is_private_and_gone_afterwards(tmp_path):
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         assert unpacked.path("plain/000.dcm") == tmp_path / "plain" / "000.dcm"
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_dicom_file_packed_alone_is_read_and_other_packed_files_are_not(tmp_path):
+    plain = Path(pydicom.data.get_testdata_file("CT_small.dcm"))
+    for name, pack in (("a.gz", gzip.compress), ("b.bz2", bz2.compress), ("c", lzma.compress)):
+        (tmp_path / name).write_bytes(pack(plain.read_bytes()))
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"nothing of interest" * 40))
+    found = scan(tmp_path)
+    assert [(finding.code, finding.paths) for finding in found.findings] == [("ARCHIVE_NOT_UNPACKED", ("notes.gz",))]
+    (plan,) = found.plans  # three copies of one image
+    assert len(plan.files) == 1 and np.array_equal(read_series(plan).voxels[0], pydicom.dcmread(plain).pixel_array)

@@ -165,7 +165,7 @@ def test_progress_is_told(tmp_path):
 def _accounted(result) -> set[str]:
     found = {path for plan in result.plans for path in (*plan.files, *plan.folded)}
     found |= {path for finding in result.findings for path in finding.paths}
-    return found | {entry.path for entry in result.entries if entry.kind == "skipped"}
+    return found | {entry.path for entry in result.entries if entry.kind in ("skipped", "container")}
 
 
 def test_nothing_of_the_real_series_is_lost(shared_data):
