@@ -55,7 +55,7 @@ class Member:
 
 
 def is_container(path: Path, start: bytes) -> bool:
-    """Whether a file that begins with `start` (512 bytes) is a zip or a tar, or gzip, bzip2 or xz around a tar or a DICOM file."""
+    """Whether a file that begins with `start` (512 bytes) is a zip or tar, or gzip, bzip2, xz around a tar or DICOM file."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) or start[257:262] == b"ustar":
         return True
     for magic, opened in PACKED:
