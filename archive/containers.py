@@ -125,7 +125,7 @@ def _packed(path: Path, skipped: Counter[str]) -> Iterator[Member]:
         with opened(path) as file:  # type: ignore[operator]
             alone = file.read(512)[257:262] != b"ustar"
         if alone:
-            yield Member("packed", 0, partial(opened, path))
+            yield Member("packed", 0, partial(opened, path))  # type: ignore[arg-type]
             return
     yield from _tarred(path, skipped)
 
