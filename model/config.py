@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "xray-2d": {"levels": 2, **_GENTLE},
     "nifti-2d": {"levels": 2, "patch": (1, 64, 64), **_GENTLE},
     "picture-2d": {"intensity": "bytes", "levels": 2, "patch": (1, 64, 64), **_GENTLE},
-    "rgb-2d": {"intensity": "bytes", "levels": 3, "channels": 3, **_GENTLE},
+    "rgb-2d": {"intensity": "bytes", "levels": 3, "channels": 3, "patch": (1, 64, 64), **_GENTLE},
     "tiny": _TINY,
     "tiny-3d": {**_TINY, "dims": 3, "unshuffle": (2, 2, 2), "stride": (2, 2, 2), "patch": (8, 16, 16)},
 }
