@@ -110,7 +110,7 @@ class SeriesPlan:
     """One grid that will become one Volume: all that reading needs, without arrays.
 
     kind: dicom, nifti or picture. series, patient: pseudonyms. voxels: over all axes.
-    fingerprint: sha256 over path, size and mtime of its files; it changes when one of them does.
+    fingerprint: sha256 over path, size, mtime and inode of its files; it changes when one of them does.
     identity, patient_identity: the originals, for the linkage only.
     root, files: private; files in the order they are read in. folded: copies of them, which are not read.
     images: (index of the file, frame, first row, first column) of every slice, t-major, z-minor; empty where each file
@@ -165,10 +165,14 @@ class ScanResult:
 
 
 def fingerprint(entries: Iterable[FileEntry]) -> str:
-    """64 hex over (path, size, mtime_ns) of the files, whatever their order."""
-    digest = hashlib.sha256()
+    """64 hex over (path, size, mtime_ns, inode) of the files, whatever their order, and the way headers are read.
+
+    The inode: `rsync -t` of a corrected export keeps size and time. Where it alone changed, the series is read again and
+    the digest of its contents says whether it is another one.
+    """
+    digest = hashlib.sha256(f"{READER}\n".encode())
     for entry in sorted(entries, key=lambda entry: entry.path):
-        digest.update(f"{len(entry.path)}:{entry.path}:{entry.size}:{entry.mtime_ns}\n".encode())
+        digest.update(f"{len(entry.path)}:{entry.path}:{entry.size}:{entry.mtime_ns}:{entry.inode}\n".encode())
     return digest.hexdigest()
 
 

@@ -47,6 +47,8 @@ def split_by_values(images: Sequence[Image]) -> dict[tuple[str, ...], list[Image
             "type": _image_type(header),
             "echo": echo if modality == "MR" else "",
             "kernel": header["kernel"] if modality == "CT" else "",
+            # two tube voltages are two energies, not two times
+            "kvp": f"{header['acquisition'].get('kvp', 0.0):g}" if modality == "CT" else "",
         }
         # Only where there is one: the keys of all other series stay what they were.
         more = {"part": header["part"], "object": "" if is_placed(header) else header["sop"]}

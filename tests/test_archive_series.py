@@ -337,3 +337,16 @@ def _expected() -> Any:
     with tempfile.TemporaryDirectory() as place:
         (plan,) = scan(save_all(slices, Path(place))).plans
     return plan
+
+
+def test_two_tube_voltages_are_two_grids_and_not_two_times(tmp_path):
+    files = []
+    for number, (index, kvp) in enumerate((index, kvp) for kvp in (80, 140) for index in range(4)):
+        clock = f"1200{10 * (kvp == 140):02d}"
+        files.append(
+            tiny(index, KVP=kvp, AcquisitionTime=clock, InstanceNumber=number, SOPInstanceUID=f"1.2.3.{number}")
+        )
+    save_all(files, tmp_path)
+    plans = scan(tmp_path).plans
+    assert sorted(plan.details["acquisition"]["kvp"] for plan in plans) == [80, 140]
+    assert [plan.details["axes"] for plan in plans] == ["zyx", "zyx"]

@@ -52,6 +52,30 @@ def test_a_touched_file_makes_no_new_version_and_a_new_slice_does(home, tmp_path
     assert home.catalog.series()[0].shape == (5, 6, 5)
 
 
+def test_a_file_replaced_under_its_size_and_time_is_noticed(home, tmp_path, monkeypatch):
+    path = tmp_path / "in" / "a" / "001.dcm"
+
+    def replaced(content):
+        status, fresh = path.stat(), tmp_path / "fresh"
+        fresh.write_bytes(content)
+        os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
+        fresh.replace(path)
+
+    assert run(home) == (1, 1, 0, 0)
+    version = home.catalog.series()[0].volume_version
+    changed = bytearray(path.read_bytes())
+    changed[-3] ^= 1
+    replaced(bytes(changed))
+    assert run(home) == (1, 1, 0, 0)
+    corrected = home.catalog.series()[0].volume_version
+    assert corrected != version
+    replaced(bytes(changed))  # another inode, the same content
+    assert run(home) == (1, 0, 1, 0)
+    assert home.catalog.series()[0].volume_version == corrected
+    monkeypatch.setattr("archive.ingest.read_slices", lambda *_: pytest.fail("read again"))
+    assert run(home) == (1, 0, 1, 0)
+
+
 def test_a_source_that_is_gone_is_noted_and_the_volume_stays(home, tmp_path):
     run(home)
     (tmp_path / "in" / "a").rename(tmp_path / "away")
