@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -19,8 +19,19 @@ PRIVATE_BLOCKS = range(0x10, 0x18)  # more reservations in one group are not met
 # Value representations that are plain text, and the only bytes that a quick look takes for a number (PS3.5 6.2).
 PLAIN: dict[str, bytes | None] = {"CS": None, "UI": None, "DA": None, "TM": None, "DT": None}
 PLAIN |= {"DS": b"0123456789+-.eE\\ ", "IS": b"0123456789+-\\ "}
+# How one number of a binary value representation is packed.
+BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}
 
-_tag = cache(Tag)  # keywords and tags are few, and asked for in every header
+
+@lru_cache(maxsize=4096)
+def interned(number: int) -> BaseTag:
+    """One object for every tag: a dict finds it by identity, else it asks BaseTag's own slow comparison."""
+    return BaseTag(number)
+
+
+@cache
+def _tag(keyword: Any) -> BaseTag:
+    return interned(int(Tag(keyword)))  # keywords and tags are few, and asked for in every header
 
 
 def get(dataset: Dataset, keyword: Any) -> Any:
@@ -36,14 +47,16 @@ def get(dataset: Dataset, keyword: Any) -> Any:
         return None
 
 
-def _quick(raw: Any, tag: BaseTag) -> str | list[str] | None:
-    """Plain text of a raw element, as text or a list of texts; None where pydicom had better look at it.
+def _quick(raw: Any, tag: BaseTag) -> str | list[str] | float | None:
+    """Plain text of a raw element, as text or a list of texts, or one number; None where pydicom had better look.
 
     pydicom takes 15 microseconds a value, most headers have 60 of them, and a night has millions of headers.
     """
     if not isinstance(raw, RawDataElement) or not raw.value:
         return None
     vr = raw.VR or _vr(tag)
+    if (code := BINARY.get(vr)) and len(raw.value) == struct.calcsize("<" + code):
+        return struct.unpack(("<" if raw.is_little_endian else ">") + code, raw.value)[0]
     if vr not in PLAIN or not raw.value.isascii():
         return None
     if (legal := PLAIN[vr]) is not None and raw.value.translate(None, legal):
@@ -161,7 +174,7 @@ def private(dataset: Dataset, group: int, creator: str, element: int) -> Any:
 
 @cache
 def _places(group: int, element: int) -> tuple[tuple[BaseTag, BaseTag], ...]:
-    return tuple((Tag(group, block), Tag(group, (block << 8) + element)) for block in PRIVATE_BLOCKS)
+    return tuple((_tag((group, block)), _tag((group, (block << 8) + element))) for block in PRIVATE_BLOCKS)
 
 
 def private_numbers(

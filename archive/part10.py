@@ -24,6 +24,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
+from archive.elements import interned
 from archive.errors import InputError
 
 # pydicom quotes values, and so names and dates, in its warnings; none of that may reach a log.
@@ -202,7 +203,7 @@ class _Walk:
                 if tag >> 16 != group or length == 0 == tag:
                     break
                 if length <= NESTED_VALUE:
-                    found[BaseTag(tag)] = self._raw(tag, vr, length, start, implicit)
+                    found[interned(tag)] = self._raw(tag, vr, length, start, implicit)
                 position = start + length
         except _Cut:
             self.cut = True
@@ -284,14 +285,14 @@ class _Walk:
                     self._items(start, behind, implicit, depth + 1, False)
                 return behind
             if not self._is_sequence(tag, vr, start, length):
-                found[BaseTag(tag)] = self._raw(tag, vr, length, start, implicit)
+                found[interned(tag)] = self._raw(tag, vr, length, start, implicit)
                 if tag == CHARSET:
-                    self._set_charset(found[BaseTag(tag)].value or b"")
+                    self._set_charset(found[interned(tag)].value or b"")
                 return behind
             # An unknown VR hides an implicit encoding (PS3.5 6.2.2)
             items, _ = self._items(start, behind, implicit or vr == b"UN", depth + 1, True)
         if keep:
-            found[BaseTag(tag)] = DataElement(BaseTag(tag), "SQ", Sequence(items), start, already_converted=True)
+            found[interned(tag)] = DataElement(interned(tag), "SQ", Sequence(items), start, already_converted=True)
         return behind
 
     def _items(
@@ -361,7 +362,7 @@ class _Walk:
         self._count(length)
         value = self.bytes_at(start, length)
         name = _NAMES.get(vr, "UN") if vr else None
-        return RawDataElement(BaseTag(tag), name, length, value or None, start, implicit, self.little)
+        return RawDataElement(interned(tag), name, length, value or None, start, implicit, self.little)
 
     def _count(self, size: int) -> None:
         self.kept += 1

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from archive import shards
@@ -227,7 +227,7 @@ def create_array(
     *,
     names: tuple[str, ...],
     fill_value: int,
-    compressor: ZstdCodec,
+    compressor: BloscCodec | ZstdCodec,
     attributes: dict[str, Any] | None = None,
 ) -> zarr.Array:
     """A new sharded array whose damage shows: every chunk written, crc32c over each chunk and over the index."""
@@ -295,8 +295,11 @@ def write_slices(
 
     def fill(folder: Path) -> None:
         array = _create(header, folder)
-        for region in blocks(shape, array.shards or array.chunks):
-            part = np.empty([span.stop - span.start for span in region], header.voxels.dtype)
+        whole = array.shards or array.chunks
+        room = np.empty(math.prod(map(min, whole, shape)), header.voxels.dtype)
+        for region in blocks(shape, whole):
+            sizes = [span.stop - span.start for span in region]
+            part = room[: math.prod(sizes)].reshape(sizes)
             flat = part.reshape(-1, *shape[-2:])
             for index in range(len(flat)):
                 one = next(slices)
@@ -336,7 +339,7 @@ def _create(volume: Volume, folder: Path) -> zarr.Array:
         _shards(volume.axes, volume.voxels.shape, chunks, volume.voxels.dtype.itemsize),
         names=tuple(volume.axes),
         fill_value=0,
-        compressor=ZstdCodec(level=shards.LEVEL, checksum=False),
+        compressor=shards.codec_of(volume.voxels.dtype),
     )
     fault_point("volumes.created")
     return array

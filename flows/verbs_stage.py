@@ -34,6 +34,7 @@ def ingest(
     Example: voxbook ingest /data/ct /data/mr --exclude '**/derived/**' -w ws
     """
     from archive.workspace import Workspace as Home
+    from tasks.cluster import start_ahead
 
     if exclude and not sources:
         raise ConfigError("BAD_USAGE", "--exclude belongs to a SOURCE", hint="name the SOURCE again with its globs")
@@ -41,7 +42,10 @@ def ingest(
     missing = [number for number, path in enumerate(sources or [], 1) if not path.exists()]
     if missing:
         raise ConfigError("BAD_USAGE", f"SOURCE number {missing[0]} does not exist", hint="check the path")
+    before = {row.alias for row in home.catalog.sources()}
     aliases = [home.register_source(path, exclude=exclude or None) for path in sources or []]
+    if set(aliases) - before:  # workers will be needed, and Prefect takes a second to import
+        start_ahead(home.settings.cluster, "archive.batches")
     _run("ingest", as_json, workspace=str(workspace), sources=aliases, settings=settings)
 
 
@@ -70,25 +74,58 @@ def select(
     widths: Annotated[
         str | None, typer.Option("--widths", metavar="N,N", help="Widths; none: half and all of the preset's.")
     ] = None,
+    levels: Annotated[
+        str | None, typer.Option("--levels", metavar="N,N", help="Residual levels; none: the preset's.")
+    ] = None,
+    downsamples: Annotated[
+        str | None, typer.Option("--downsamples", metavar="ZxYxX,…", help="Voxels per code; none: the preset's.")
+    ] = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of patients.")] = 3,
-    seconds_each: Annotated[float, typer.Option("--seconds-each", help="Seconds of each training.")] = 60.0,
+    seconds_each: Annotated[
+        float, typer.Option("--seconds-each", help="Seconds of a training of the last rung; earlier ones get less.")
+    ] = 60.0,
+    eta: Annotated[
+        int,
+        typer.Option("--eta", min=1, help="1/eta of the candidates go on, with eta times the time; 1: all in full."),
+    ] = 2,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Seeds that the chosen one is trained with, to tell the spread.")
+    ] = 3,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the chosen sizes to voxbook.toml, under [groups.NAME.train].")
+    ] = False,
     settings: Set = [],
     as_json: Json = False,
 ) -> None:
-    """Choose codebook size and width of a group by patient-grouped cross-validation.
+    """Choose codebook size, width, levels and downsampling of a group by patient-grouped cross-validation.
 
-    Trains every candidate once per fold and takes the fewest bits within one standard error of the best PSNR.
+    Trains every candidate once per fold for a short time, the better half twice as long, and so on; of the last takes
+    the fewest bits within one standard error of the best PSNR. A killed selection goes on where it was.
 
-    Example: voxbook select -w ws --group ct --sizes 256,512,1024 --widths 64,128
+    Example: voxbook select -w ws --group ct --sizes 256,1024 --levels 1,2 --downsamples 1x8x8,1x4x4 --write
     """
     from flows.recording import run_stage
-    from flows.select import numbers, show
+    from flows.select import numbers
     from flows.select import select as flow
+    from flows.select_report import show
 
-    chosen = {"sizes": numbers("--sizes", sizes), "widths": numbers("--widths", widths)}
-    parameters = {"workspace": str(workspace), "group": group, "fold_count": folds, "seconds_each": seconds_each}
     with console.progress_bars():
-        outcome = run_stage(flow, console.notice, **parameters, **chosen, settings=settings)
+        outcome = run_stage(
+            flow,
+            console.notice,
+            workspace=str(workspace),
+            group=group,
+            sizes=numbers("--sizes", sizes),
+            widths=numbers("--widths", widths),
+            levels=numbers("--levels", levels),
+            downsamples=[part for part in (downsamples or "").split(",") if part.strip()],
+            fold_count=folds,
+            seconds_each=seconds_each,
+            eta=eta,
+            seeds=seeds,
+            write=write,
+            settings=settings,
+        )
     if not as_json:
         show(outcome.counts)
     raise typer.Exit(console.show_outcome(outcome, as_json))

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -109,26 +110,11 @@ class Cluster:
 
     def _connect(self) -> Any:
         if self._client is None:
-            import dask
-            from distributed import Client, LocalCluster
+            from distributed import Client
 
-            for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            # Dask's own warnings print arguments, and those hold paths.
-            dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
-            dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
             address: Any = self._settings.address
             if address == "local":
-                self._local = LocalCluster(
-                    n_workers=self.workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address=None,
-                    memory_limit=self._settings.memory_limit,
-                    env=WORKER_ENVIRONMENT,
-                )
-                address = self._local
+                self._local = address = _local_cluster(self._settings, self.workers)
             try:
                 self._client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
             except OSError as error:
@@ -148,14 +134,62 @@ class Cluster:
         self._client = self._local = None
 
 
+def _local_cluster(settings: ClusterSettings, workers: int) -> Any:
+    """Workers on this machine: those that were started ahead, or new ones."""
+    global _ahead
+    ahead, _ahead = _ahead, None
+    if ahead is not None:
+        return ahead.result()
+    return _start(settings, workers)
+
+
+def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = ()) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Dask's own warnings print arguments, and those hold paths.
+    dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
+    dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=settings.memory_limit,
+        env=WORKER_ENVIRONMENT,
+        preload=list(preload),
+    )
+
+
+_ahead: Future[Any] | None = None
+
+
+def start_ahead(settings: ClusterSettings, preload: str) -> None:
+    """Start local workers in a thread, for a verb that is sure to need them, while it still imports Prefect.
+
+    preload: the module whose functions they will run. The next `open_cluster` of this process takes them over.
+    """
+    global _ahead
+    if settings.address != "local" or _ahead is not None:
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="start-workers")
+    _ahead = pool.submit(_start, settings, Cluster(settings).workers, (preload,))
+    pool.shutdown(wait=False)
+
+
 @contextmanager
 def open_cluster(settings: ClusterSettings) -> Iterator[Cluster]:
-    """A Cluster that is closed at the end."""
+    """A Cluster that is closed at the end, with workers that were started ahead and not needed."""
     cluster = Cluster(settings)
     try:
         yield cluster
     finally:
         cluster.close()
+        if _ahead is not None:
+            _local_cluster(settings, 0).close()
 
 
 def batches_by_size(items: Sequence[Item], size: Callable[[Item], int], limit: int, workers: int) -> list[list[Item]]:
