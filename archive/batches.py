@@ -33,10 +33,11 @@ class Job:
 
 
 def look_batch(
-    files: Sequence[Seen], *, folder: Path, exclude: tuple[str, ...], settings: IngestSettings
+    files: Sequence[Seen], *, folder: Path, exclude: tuple[str, ...], settings: IngestSettings, volumes: Path
 ) -> list[Filed]:
-    """Headers of some files, in a worker process."""
-    return [entry.filed() for seen in files for entry in look(folder, seen, exclude, settings)]
+    """Headers of some files, in a worker process; containers are unpacked beside the volume store's stages."""
+    scratch = volumes / STAGE
+    return [entry.filed() for seen in files for entry in look(folder, seen, exclude, settings, scratch)]
 
 
 def ingest_batch(

@@ -47,11 +47,15 @@ BROKEN += (RuntimeError, OSError, ValueError, OverflowError)  # RuntimeError: a 
 
 @dataclass(frozen=True)
 class Member:
-    """One plain file of a container, its name cleaned; `read` opens it, once, in the order of the archive."""
+    """One plain file of a container, its name cleaned; `open` opens it, once, in the order of the archive.
+
+    apart: packed by itself, so that damage to it says nothing of the others (zip; a tar is one stream).
+    """
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
+    apart: bool = False
 
 
 def is_container(path: Path, start: bytes) -> bool:
@@ -102,7 +106,7 @@ def members(path: Path, most_bytes: int, skipped: Counter[str] | None = None) ->
             names[name] += 1
             if names[name] > 1:  # a zip may hold one name twice; both are files
                 name = f"{name}~{names[name]}"
-            yield Member(name, member.size, partial(budget.watched, member.open))
+            yield Member(name, member.size, partial(budget.watched, member.open), member.apart)
 
 
 def _zipped(file: BinaryIO, skipped: Counter[str]) -> Iterator[Member]:
@@ -113,7 +117,7 @@ def _zipped(file: BinaryIO, skipped: Counter[str]) -> Iterator[Member]:
             if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
                 skipped["LINK"] += 1
                 continue
-            yield Member(info.filename, info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
+            yield Member(info.filename, info.file_size, partial(archive.open, info), apart=True)
 
 
 def _packed(path: Path, skipped: Counter[str]) -> Iterator[Member]:
@@ -198,7 +202,10 @@ def translated() -> Iterator[None]:
 
 
 def extract(member: Member, target: Path, mtime_ns: int) -> int:
-    """Write a member to a new private file with the container's time; returns its true size."""
+    """Write a member to a new private file with the container's time; returns its true size.
+
+    Raises InputError as `members`; nothing of the file is left then.
+    """
     size = 0
     source = member.open()
     try:
@@ -206,6 +213,9 @@ def extract(member: Member, target: Path, mtime_ns: int) -> int:
             while block := source.read(BLOCK):
                 out.write(block)
                 size += len(block)
+    except InputError:
+        target.unlink(missing_ok=True)
+        raise
     finally:
         source.close()
     os.utime(target, ns=(mtime_ns, mtime_ns))

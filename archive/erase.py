@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -65,11 +66,12 @@ def _series(workspace: Workspace, name: str) -> Marked:
         marked = Marked(keys=set(rows))
     wanted = marked.series | marked.keys
     groups = set()
+    origins = _origins(workspace)
     for source, outcome in _outcomes(workspace):
         if wanted & _keys(outcome):
             groups.add((source, outcome.grouped))
     for source, entry in _entries(workspace):
-        alone = workspace.pseudonyms.file(source, entry.path)
+        alone = workspace.pseudonyms.file(origins[source], entry.path)
         if alone in wanted or (source, entry.grouped) in groups:
             marked.files.add((source, entry.path))
             marked.keys.add(alone)
@@ -91,11 +93,13 @@ def _patient(workspace: Workspace, name: str) -> Marked:
             marked.series.add(one)
             marked.patients.add(who)
     groups = set()
+    origins = _origins(workspace)
     for source, entry in _entries(workspace):
-        for who in _people(workspace.pseudonyms, source, entry):
+        origin = origins[source]
+        for who in _people(workspace.pseudonyms, origin, entry):
             if who.startswith(name):
                 marked.files.add((source, entry.path))
-                marked.keys.add(workspace.pseudonyms.file(source, entry.path))
+                marked.keys.add(workspace.pseudonyms.file(origin, entry.path))
                 marked.patients.add(who)
                 groups.add((source, entry.grouped))
     if not marked.patients:
@@ -108,10 +112,17 @@ def _patient(workspace: Workspace, name: str) -> Marked:
     return marked
 
 
-def _people(pseudonyms: Pseudonyms, source: str, entry: Filed) -> Iterator[str]:
+def _origins(workspace: Workspace) -> dict[str, str]:
+    """What files without identifiers are named by, for each source."""
+    with reading(workspace.linkage.engine) as connection:
+        aliases = connection.execute(select(originals.files.c.source).distinct()).scalars().all()
+    return {alias: workspace.linkage.origin(alias) for alias in aliases}
+
+
+def _people(pseudonyms: Pseudonyms, origin: str, entry: Filed) -> Iterator[str]:
     """The pseudonyms that an entry's patient has or would have: see archive.series, archive.nifti."""
     if not entry.patient:
-        yield pseudonyms.patient(entry.series) if entry.series else pseudonyms.patient(source, entry.path)
+        yield pseudonyms.patient(entry.series) if entry.series else pseudonyms.patient(origin, entry.path)
         return
     header = entry.entry().header or {}
     yield pseudonyms.patient(entry.patient, str(header.get("issuer") or ""))
@@ -150,6 +161,9 @@ def _erase(workspace: Workspace, marked: Marked, leases: Leases) -> Erased:
     for model in workspace.catalog.models():
         if model.group in groups:  # its samples may be slices of this patient
             (workspace.models / model.model / "progress.png").unlink(missing_ok=True)
+    for group in groups:  # and so may those of trainings that were killed or go on
+        for folder in workspace.training.glob(f"{glob.escape(group)}-*"):
+            (folder / "progress.png").unlink(missing_ok=True)
     reports = sum(_remove(folder) for folder in _reports_of(workspace.reports, [*names, *marked.keys]))
     # Linkage holds originals: it goes before the catalog rows that would lead to it.
     _forget_files(workspace, marked)

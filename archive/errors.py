@@ -52,6 +52,7 @@ REASONS: dict[str, Reason] = {
     "UNEXPECTED": Reason("an error that voxbook did not foresee", "report it with the run's id"),
     # -- the state of the workspace
     "SOURCE_GONE": Reason("its files are no longer in the source; the volume stays", "forget it if it should go too"),
+    "NO_MEMORY": Reason("a model that does not fit into memory", "a smaller width, batch_size or patch"),
     "NO_MODEL": Reason("no model is trained for this group", "voxbook train --group NAME"),
     "NOT_FOUND": Reason("nothing there by that name", "voxbook inspect lists what exists"),
     "NOTHING_FOUND": Reason("no image was found", "check the path and --exclude"),

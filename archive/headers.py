@@ -53,6 +53,7 @@ ALLOWED: dict[str, Allowed] = {
     "slice_thickness_mm": Allowed("SliceThickness", high=1e4),
     "slice_gap_mm": Allowed("SpacingBetweenSlices", low=-1e4, high=1e4),
     "kvp": Allowed("KVP", high=1e4),
+    "monoenergetic_kev": Allowed("MonoenergeticEnergyEquivalent", high=1e4),
     "tube_current_ma": Allowed("XRayTubeCurrent"),
     "exposure_mas": Allowed("Exposure"),
     "gantry_tilt_deg": Allowed("GantryDetectorTilt", low=-90, high=90),
@@ -65,6 +66,8 @@ ALLOWED: dict[str, Allowed] = {
     "mr_acquisition": Allowed("MRAcquisitionType", terms=_terms("2D 3D")),
     "manufacturer": Allowed("Manufacturer", terms=frozenset((*MANUFACTURERS, "GE", "OTHER"))),
     "decay_correction": Allowed("DecayCorrection", terms=_terms("NONE START ADMIN")),
+    # of pictures: a pseudonym of the folder's name, archive/pictures.py
+    "class": Allowed("", terms=frozenset({"16 hex"})),
     # measured over the series, archive/suv.py
     "suv_factor": Allowed(""),
     "suv_missing": Allowed("", terms=_terms("UNITS NOT_CORRECTED DECAY WEIGHT DOSE HALF_LIFE TIMES")),
@@ -126,6 +129,7 @@ IMAGE_NUMBERS = {
     "thickness": ("SliceThickness",),
     "gap": ("SpacingBetweenSlices",),
     "echo_time": ("EchoTime", "EffectiveEchoTime"),
+    "energy_kev": ("MonoenergeticEnergyEquivalent",),
     "temporal": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
     "reference_ms": ("FrameReferenceTime",),
     "trigger_ms": ("TriggerTime", "NominalCardiacTriggerDelayTime"),

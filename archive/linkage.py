@@ -25,6 +25,7 @@ from sqlalchemy import (
 
 from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
 from archive.catalog_queries import parts
+from archive.commit import fault_point
 from archive.errors import StoreError
 from archive.plans import Filed, Finding, Stamp
 
@@ -153,9 +154,20 @@ class Linkage:
     def register(self, alias: str, path: str, exclude: Iterable[str] | None = None) -> None:
         """Say where a source lies and which globs of it are left out; None: those it had."""
         with writing(self.engine) as connection:
-            known = connection.execute(select(sources.c.exclude).where(sources.c.alias == alias)).scalar_one_or_none()
-            globs = list(exclude) if exclude is not None else known or []
+            row = connection.execute(select(sources).where(sources.c.alias == alias)).first()
+            globs = list(exclude) if exclude is not None else row.exclude if row else []
+            if row is None or row.path != str(path):
+                origin = _origin_at(connection, alias, str(path))
+                upsert(connection, meta, [{"key": f"origin {alias}", "value": origin}])
             upsert(connection, sources, [{"alias": alias, "path": str(path), "exclude": globs}])
+
+    def origin(self, alias: str) -> str:
+        """What files without identifiers are named by beside their paths: the alias that their folder had first.
+
+        So that a folder under a new alias does not come in a second time.
+        """
+        with reading(self.engine) as connection:
+            return _origin(connection, alias)
 
     def excluded(self, alias: str) -> list[str]:
         """The globs that are left out of a source: what was excluded once stays so in every later run."""
@@ -210,6 +222,7 @@ class Linkage:
             for part in parts(groups - {""}):
                 connection.execute(delete(outcomes).where(outcomes.c.source == alias, outcomes.c.grouped.in_(part)))
             upsert(connection, files, [{"source": alias, **entry._asdict()} for entry in fresh])
+        fault_point("linkage.entries")
 
     def outcomes(self, alias: str, settings: str) -> dict[str, GroupOutcome]:
         """What became of the groups of a source under these settings (a digest of them); others are left out."""
@@ -225,6 +238,7 @@ class Linkage:
         ]
         with writing(self.engine) as connection:
             upsert(connection, outcomes, rows)
+        fault_point("linkage.outcomes")
 
     def save_series(self, plans: Iterable[Plan], source: str = "") -> None:
         """Keep who series are, before the catalog knows them."""
@@ -242,12 +256,19 @@ class Linkage:
         }
         with writing(self.engine) as connection:
             upsert(connection, series, list(rows.values()))
+        fault_point("linkage.series")
 
     def find_uid(self, uid: str) -> list[str]:
         """Pseudonyms of the series of a SeriesInstanceUID; several where it was split."""
         query = select(series.c.series).where(series.c.first_identity == uid).distinct().order_by(series.c.series)
         with reading(self.engine) as connection:
             return list(connection.execute(query).scalars())
+
+    def splits(self, uid: str) -> list[tuple[str, ...]]:
+        """What a SeriesInstanceUID was split into so far, in any source: the values behind each of its series."""
+        query = select(series.c.identity).where(series.c.first_identity == uid)
+        with reading(self.engine) as connection:
+            return sorted({tuple(identity[1:]) for identity in connection.execute(query).scalars()})
 
     def reveal(self, name: str) -> dict[str, Any]:
         """The originals behind a series, for a person's eyes: sources with paths, SeriesInstanceUID (0020,000E) and
@@ -286,6 +307,22 @@ class Linkage:
             connection.execute(delete(series).where(where))
         wipe_log(self.engine)
         return sorted({row.series for row in rows})
+
+
+def _origin(connection: Connection, alias: str) -> str:
+    found = connection.execute(select(meta.c.value).where(meta.c.key == f"origin {alias}")).scalar_one_or_none()
+    return found or alias
+
+
+def _origin_at(connection: Connection, alias: str, path: str) -> str:
+    """The origin of an alias that now stands for this path: that of another alias there; never that of another folder."""
+    others = connection.execute(select(sources).where(sources.c.alias != alias).order_by(sources.c.alias)).all()
+    taken = {_origin(connection, other.alias): other.path for other in others}
+    here = sorted(origin for origin, place in taken.items() if place == path)
+    own = _origin(connection, alias)
+    if own in here or (not here and own not in taken):
+        return own
+    return here[0] if here else f"{alias} {path}"
 
 
 _FILED = tuple(files.c[name] for name in Filed._fields)

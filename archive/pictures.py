@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from archive.errors import InputError
 from archive.geometry import Geometry
+from archive.keys import Pseudonyms
 from archive.plans import FileEntry, SeriesPlan, fingerprint, group_of
 from archive.settings import IngestSettings
 from archive.volume import Volume
@@ -27,6 +28,8 @@ COLOUR |= {"YCbCr": "RGB", "LAB": "RGB"}
 LOW_BYTES = {
     f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA", "RGBX") for order, other in ("BL", "LB")
 }
+# 16-bit grey with alpha, which Pillow halves as well: four bytes a pixel, as RGBA has them.
+WIDE_ALPHA, FOUR_BYTES = "LA;16B", "RGBA"
 MAX_PAGES = 65_536
 
 
@@ -38,11 +41,11 @@ def read_picture_header(path: Path) -> dict[str, Any]:
             return {
                 "width": image.width,
                 "height": image.height,
-                "mode": image.mode,
+                "mode": "LA" if _raw_mode(image) == WIDE_ALPHA else image.mode,
                 "format": image.format,
                 "pages": _pages(image),
                 "layout": layout,
-                "wide": _raw_mode(image) in LOW_BYTES,
+                "wide": _raw_mode(image) in (*LOW_BYTES, WIDE_ALPHA),
             }
     except PermissionError:
         raise InputError("UNREADABLE") from None
@@ -84,7 +87,7 @@ def _is_preview(image: Image.Image) -> bool:
 
 
 def plan_picture(
-    entry: FileEntry, root: str, identity: tuple[str, ...], pseudonyms: Any, settings: IngestSettings
+    entry: FileEntry, root: str, identity: tuple[str, ...], pseudonyms: Pseudonyms, settings: IngestSettings
 ) -> SeriesPlan:
     """One picture as one series of one patient. Raises InputError MULTIFRAME, UNSUPPORTED_PIXELS, TOO_LARGE."""
     header = entry.header
@@ -114,8 +117,17 @@ def plan_picture(
         root=root,
         files=(entry.path,),
         details={},
-        tables=({**header, "status": [entry.size, entry.mtime_ns]},),
+        tables=({**header, "status": [entry.size, entry.mtime_ns], "class": _class(entry.path, pseudonyms)},),
     )
+
+
+def _class(path: str, pseudonyms: Pseudonyms) -> str:
+    """The class of a picture, 16 hex for the name of the folder that it lies in, as ImageFolder has it; empty at the top.
+
+    The name itself, which may be anybody's, is in the linkage only.
+    """
+    folder = path.rpartition("/")[0].rpartition("/")[2]
+    return pseudonyms.of("class", folder)[:16] if folder and not folder.endswith("!") else ""
 
 
 def read_picture(path: Path, header: dict[str, Any]) -> Volume:
@@ -145,6 +157,7 @@ def read_picture(path: Path, header: dict[str, Any]) -> Volume:
         units="rgb" if colour else "a.u.",
         photometric="RGB" if colour else "MONOCHROME2",
         bits_stored=voxels.dtype.itemsize * 8,
+        acquisition={"class": header["class"]} if header.get("class") else {},
         flags=tuple(flags + ["SINGLE_SLICE"] * (len(slices) == 1)),
     )
 
@@ -175,7 +188,11 @@ def _read_page(path: Path, page: int, header: dict[str, Any]) -> np.ndarray:
 
 
 def _read_wide(path: Path, page: int) -> np.ndarray:
-    """16-bit colour, uint16 [y, x, 3]."""
+    """16-bit colour, uint16 [y, x, 3]; with alpha beside grey [y, x]."""
+    with Image.open(path, formats=FORMATS) as image:
+        if _raw_mode(image) == WIDE_ALPHA:
+            image.tile = [tile._replace(args=FOUR_BYTES) for tile in image.tile]
+            return np.asarray(image)[..., :2].copy().view(">u2")[..., 0].astype(np.uint16)
     halves = []
     for low in (False, True):
         with Image.open(path, formats=FORMATS) as image:

@@ -132,25 +132,37 @@ def _inside(known: Mapping[str, FileEntry]) -> dict[str, list[FileEntry]]:
 
 
 def look(
-    folder: Path, seen: Seen, exclude: Sequence[str] = (), settings: IngestSettings | None = None
+    folder: Path,
+    seen: Seen,
+    exclude: Sequence[str] = (),
+    settings: IngestSettings | None = None,
+    scratch: Path | None = None,
 ) -> list[FileEntry]:
-    """What one file is, by its name and its first bytes, with its header; of a container also every file in it."""
+    """What one file is, by its name and its first bytes, with its header; of a container also every file in it.
+
+    scratch: where files of containers are unpacked, one at a time (archive.containers.Unpacked).
+    """
     entry = _look(folder / seen.path, seen)
     if entry.kind != "container":
         return [entry]
     try:
-        return _look_inside(folder, entry, exclude, settings or IngestSettings())
-    except InputError as error:  # whole or not at all: a series must not be silently shortened
+        return _look_inside(folder, entry, exclude, settings or IngestSettings(), scratch)
+    except InputError as error:  # what else it holds is unknown: a series must not be silently shortened
         return [replace(entry, kind="refused", note=error.code)]
 
 
 def _look_inside(
-    folder: Path, container: FileEntry, exclude: Sequence[str], settings: IngestSettings
+    folder: Path, container: FileEntry, exclude: Sequence[str], settings: IngestSettings, scratch: Path | None
 ) -> list[FileEntry]:
+    """Every file of a container, and the container itself; a zip's damaged or locked members are refused one by one.
+
+    Raises InputError where the container as a whole cannot be gone through, or nothing in it can be unpacked.
+    """
     left_out = pathspec.GitIgnoreSpec.from_lines(exclude)
     skipped: Counter[str] = Counter()
     found: list[FileEntry] = []
-    with containers.Unpacked(folder) as unpacked:
+    damaged: list[InputError] = []
+    with containers.Unpacked(folder, scratch) as unpacked:
         for member in containers.members(folder / container.path, settings.max_archive_bytes, skipped):
             path = container.path + containers.INSIDE + member.name
             if left_out.match_file(path):
@@ -159,12 +171,22 @@ def _look_inside(
                 skipped["HIDDEN"] += 1
                 continue
             file = unpacked.new_file(Path(member.name).suffix)
-            size = containers.extract(member, file, container.mtime_ns)
+            try:
+                size = containers.extract(member, file, container.mtime_ns)
+            except InputError as error:
+                if error.code == "ARCHIVE_LIMIT" or not member.apart:
+                    raise
+                damaged.append(error)
+                seen = (path, member.size, container.mtime_ns, container.inode)
+                found.append(FileEntry(*seen, kind="refused", note=error.code))
+                continue
             entry = _look(file, Seen(path, size, container.mtime_ns, container.inode))
             if entry.kind == "container":
                 entry = replace(entry, kind="refused", note="ARCHIVE_NOT_UNPACKED")
             found.append(entry)
             file.unlink()
+    if damaged and len(damaged) == len(found):
+        raise damaged[0]
     note = " ".join(f"{name}={count}" for name, count in sorted(skipped.items()))
     return [replace(container, note=note), *found]
 
@@ -233,19 +255,27 @@ def _non_image(sop_class: str) -> str:
 
 
 def plan(
-    entries: Sequence[FileEntry], folder: Path, alias: str, pseudonyms: Pseudonyms, settings: IngestSettings
+    entries: Sequence[FileEntry],
+    folder: Path,
+    alias: str,
+    pseudonyms: Pseudonyms,
+    settings: IngestSettings,
+    known: Callable[[str], Iterable[tuple[str, ...]]] = lambda uid: (),
+    scratch: Path | None = None,
 ) -> tuple[list[SeriesPlan], list[Finding]]:
     """Every entry that belongs to a series as part of a plan or of a finding, whatever their order.
 
-    Entries of one `grouped` must come together; several groups may come at once.
+    Entries of one `grouped` must come together; several groups may come at once. known: as in archive.series.Context.
+    scratch: where duplicates in containers are unpacked to be compared.
     """
+    unpacked = containers.Unpacked(folder, scratch, settings.max_archive_bytes)
     # The decoder starts a process only where compressed duplicates must be compared.
-    with containers.Unpacked(folder) as unpacked, PixelDecoder(settings) as decoder:
+    with unpacked, PixelDecoder(settings) as decoder:
 
         def digest(image: Image) -> str:
             return dicom.image_digest(image, unpacked.path(image.entry.path), decoder)
 
-        context = series.Context(os.fspath(folder), pseudonyms, settings, digest)
+        context = series.Context(os.fspath(folder), pseudonyms, settings, digest, known)
         plans, findings = series.plan_series([entry for entry in entries if entry.kind == "dicom"], context)
     files = [entry for entry in entries if entry.kind in ("nifti", "picture") and entry.header is not None]
     images = {entry.grouped: entry for entry in entries if entry.kind == "nifti" and entry.header is None}

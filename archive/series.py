@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ FEW_SLICES = 4  # below it a missing neighbour cannot be told from a wide spacin
 
 @dataclass(frozen=True)
 class Context:
-    """What planning needs beside the files. digest: pixel digest of one image, computed at most once."""
+    """What planning needs beside the files.
+
+    digest: pixel digest of one image, computed at most once. known: the identities under which the parts of a
+    SeriesInstanceUID were planned before (archive.linkage.Linkage.splits).
+    """
 
     root: str
     pseudonyms: Pseudonyms
     settings: IngestSettings
     digest: Callable[[Image], str]
+    known: Callable[[str], Iterable[tuple[str, ...]]] = lambda uid: ()
 
 
 def plan_series(entries: Sequence[FileEntry], context: Context) -> tuple[list[SeriesPlan], list[Finding]]:
@@ -63,7 +69,8 @@ def plan_series(entries: Sequence[FileEntry], context: Context) -> tuple[list[Se
             findings.append(_finding(InputError(code), key, members))
         images = {entry.path: frames.expand(entry) for entry in readable}
         conflicts, conflict_error = _conflicts(images.values(), context)
-        parts = split_by_values([image for inside in images.values() for image in inside])
+        everything = [image for inside in images.values() for image in inside]
+        parts = split_by_values(everything, partial(context.known, uid))
         for split, members in sorted(parts.items()):
             key = context.pseudonyms.series(uid, *split)
             try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from archive.errors import ConfigError
 
@@ -29,6 +29,17 @@ class GateSettings(Section):
     max_error: float | None = Field(None, ge=0, description="Largest error of any voxel, in the volume's units.")
 
 
+class SizeSettings(Section):
+    """The sizes of a model; what is none comes from the preset."""
+
+    codebook_size: int | None = Field(None, ge=2, le=65535, description="Codes per codebook.")
+    width: int | None = Field(None, ge=8, description="Channels of the hidden layers.")
+    levels: int | None = Field(None, ge=1, le=16, description="Residual codebooks.")
+    downsample: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None, description="Voxels per code along z, y, x."
+    )
+
+
 class GroupSettings(Section):
     """One `[groups.NAME]`: which series belong to it, and what differs for them."""
 
@@ -37,6 +48,7 @@ class GroupSettings(Section):
     )
     preset: str | None = Field(None, description="Model preset of this group; none: the one for its modality.")
     gate: GateSettings = Field(default_factory=GateSettings, description="The gate of this group.")
+    train: SizeSettings = Field(default_factory=SizeSettings, description="The sizes of this group's model.")
 
 
 class ClusterSettings(Section):
@@ -71,26 +83,56 @@ class IngestSettings(Section):
     batch_bytes: int = Field(256 * 2**20, gt=0, description="Source bytes that make up one batch of series.")
 
 
-class TrainSettings(Section):
+class TrainSettings(SizeSettings):
     """How models are trained; what is none comes from the preset."""
 
     preset: str | None = Field(None, description="Model preset for every group; none: the one for its modality.")
     max_seconds: float = Field(870.0, gt=0, description="Total time over all groups, in seconds.")
     floor_seconds: float = Field(30.0, ge=0, description="Least time of a group, in seconds, as far as the total goes.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps; whichever of steps and time ends first.")
-    batch_size: int | None = Field(None, ge=1, description="Patches per step.")
-    optimizer: Literal["muon", "adamw", "sgd"] | None = Field(None, description="muon, adamw or sgd.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the slices; with steps, whichever ends first.")
+    batch_size: int | None = Field(None, ge=1, description="Patches per step (and process, under torchrun).")
+    accumulate: int | None = Field(None, ge=1, description="Batches whose gradients make one step.")
+    patience: int | None = Field(
+        None, ge=1, description="Looks at held-out patients without a better one that end training; none: never."
+    )
+    validate_every: int | None = Field(None, ge=1, description="Steps from one look at held-out patients to the next.")
+    balance: tuple[Literal["modality", "site", "class"], ...] | None = Field(
+        None, description="Draw series by cells of modality, site (manufacturer) and class (picture folder) first."
+    )
+    optimizer: Literal["muon", "adamw", "adam", "sgd"] | None = Field(None, description="muon, adamw, adam or sgd.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; it must suit the optimizer.")
     alpha: float | None = Field(None, gt=0, lt=1, description="alpha in L = alpha * L_rec + (1 - alpha) * L_quant.")
-    codebook_size: int | None = Field(None, ge=2, le=65535, description="Codes per codebook.")
+    mse: float | None = Field(None, ge=0, description="Weight of the mean squared error in L_rec.")
+    l1: float | None = Field(None, ge=0, description="Weight of the mean absolute error in L_rec.")
+    ssim: float | None = Field(None, ge=0, description="Weight of 1 - SSIM in L_rec.")
+    stem: Literal["unshuffle", "haar", "strided"] | None = Field(
+        None, description="Voxels into cells: space to depth, Haar wavelet, or the article's stride-2 convolutions."
+    )
+    quantizer: Literal["ema", "vq", "fsq"] | None = Field(
+        None, description="Codebooks by moving averages, by gradient (the article's), or rounding without codebooks."
+    )
+    fsq_levels: tuple[PositiveInt, ...] | None = Field(
+        None, description="Steps per dimension of fsq; none: the paper's nearest to codebook_size."
+    )
+    rate_penalty: float | None = Field(None, ge=0, lt=1, description="How much a code's bits count when it is chosen.")
+    normalize: bool | None = Field(None, description="Latents and codes on a sphere: codes are found by direction.")
+    gradient: Literal["straight-through", "rotation"] | None = Field(
+        None, description="How gradients pass the quantizer."
+    )
+    attention: bool | None = Field(
+        None, description="Self-attention in the decoder: can invent structure, and decodes whole volumes only."
+    )
+    adversarial: float | None = Field(
+        None, ge=0, description="Weight of a patch discriminator's judgement: can invent structure; 0: none."
+    )
     code_dim: int | None = Field(None, ge=1, description="Dimensions of a code.")
-    levels: int | None = Field(None, ge=1, le=16, description="Residual codebooks.")
-    width: int | None = Field(None, ge=8, description="Channels of the hidden layers.")
     seed: int = Field(0, ge=0, description="Seed of weights, sampling and codebooks.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: one per core.")
     holdout: float = Field(0.1, ge=0, le=0.5, description="Share of patients kept out of training to measure on.")
     cache_bytes: int = Field(2 * 2**30, gt=0, description="Memory for decoded slabs of training volumes, in bytes.")
+    compile: bool = Field(False, description="torch.compile encoder and decoder; plain where that fails.")
     checkpoint_seconds: float = Field(30.0, gt=0, description="A checkpoint at least this often, in seconds.")
 
 
@@ -139,11 +181,17 @@ class Settings(Section):
         own = self.groups[group].gate if group in self.groups else GateSettings()
         return GateSettings(**{**self.gate.model_dump(), **own.model_dump(exclude_none=True)})
 
+    def train_of(self, group: str) -> TrainSettings:
+        """How a group's model is trained: its own sizes where set, else the general ones."""
+        own = self.groups[group].train if group in self.groups else SizeSettings()
+        return self.train.model_copy(update=own.model_dump(exclude_none=True))
+
 
 def load(root: Path, overrides: Iterable[str] = ()) -> Settings:
     """Settings of a workspace: voxbook.toml where there is one, then `KEY=VALUE` overrides.
 
-    An override of gate.KEY holds for every group. Raises ConfigError UNKNOWN_KEY (naming the nearest key), BAD_VALUE.
+    An override of gate.KEY or train.KEY holds for every group. Raises ConfigError UNKNOWN_KEY (naming the nearest
+    key), BAD_VALUE.
     """
     path = root / FILENAME
     try:
@@ -175,9 +223,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if text.strip().lower() in ("none", "null"):
         value = None
     *parents, last = key.strip().split(".")
-    if parents == ["gate"]:
+    if parents in (["gate"], ["train"]):
         for group in data.get("groups", {}).values():
-            group.get("gate", {}).pop(last, None)
+            group.get(parents[0], {}).pop(last, None)
     if last == "cluster" and not parents:
         data["cluster"] = value
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from archive.frames import Image
@@ -12,6 +12,14 @@ STORAGE = "1.2.840.10008.5.1.4.1.1."
 SECONDARY_CAPTURE = {STORAGE + tail for tail in ("7", "7.1", "7.2", "7.3", "7.4")}
 SPATIAL = ("CT", "MR", "PT")  # a single image of these belongs to a stack, so it must say where
 ENHANCED_CT = STORAGE + "2.1"
+# Defined terms of value 4 of ImageType for images that are computed from several energies (PS3.3 C.8.2.1.1.1).
+MULTI_ENERGY = (
+    *("VMI", "MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "MAT_MODIFIED"),
+    "MAT_VALUE_BASED",
+)
+Cell = tuple[float, ...]  # a measured value, rounded
+# What exporters round as they like: rounded to so many digits, neighbours within the tolerance are one.
+MEASURED = {"orientation": (1e-3, 3), "spacing": (1e-4, 4), "echo": (5e-2, 2)}
 
 
 def is_placed(header: dict[str, Any]) -> bool:
@@ -22,43 +30,120 @@ def is_placed(header: dict[str, Any]) -> bool:
     return alone and header["modality"] in SPATIAL
 
 
-def split_by_values(images: Sequence[Image]) -> dict[tuple[str, ...], list[Image]]:
+def split_by_values(
+    images: Sequence[Image], known: Callable[[], Iterable[tuple[str, ...]]] = tuple
+) -> dict[tuple[str, ...], list[Image]]:
     """Images of one series by everything that cannot share a grid.
 
-    An image without a place shares one only with other frames of its own object.
+    An image without a place shares one only with other frames of its own object. known: the splits that this series had
+    in earlier runs; asked only where the values alone leave a choice, so that slices which come later rename nothing.
     """
-    headers = [image.header for image in images]
-    orientations = _snap([header["orientation"] for header in headers], 1e-3, 3)
-    spacings = _snap([header["spacing"] for header in headers], 1e-4, 4)
-    echoes = _snap([_vector(header["echo_time"]) for header in headers], 5e-2, 2)
-    groups: dict[tuple[str, ...], list[Image]] = defaultdict(list)
-    for image, header, orientation, spacing, echo in zip(images, headers, orientations, spacings, echoes, strict=True):
-        modality = header["modality"]
-        split = {
-            "class": header["sop_class"],
-            "modality": modality,
-            "matrix": f"{header['rows']}x{header['columns']}",
-            "bits": "/".join(str(header[key]) for key in ("allocated", "stored", "high", "signed")),
-            "photometric": header["photometric"],
-            "orientation": orientation,
-            "spacing": spacing,
-            "placed": "yes" if header["position"] else "no",
-            "units": f"{header['units']}/{header['rescale_type']}/{header['suv_type']}",
-            "type": _image_type(header),
-            "echo": echo if modality == "MR" else "",
-            "kernel": header["kernel"] if modality == "CT" else "",
-            # two tube voltages are two energies, not two times
-            "kvp": f"{header['acquisition'].get('kvp', 0.0):g}" if modality == "CT" else "",
-        }
-        # Only where there is one: the keys of all other series stay what they were.
-        more = {"part": header["part"], "object": "" if is_placed(header) else header["sop"]}
-        split |= {name: value for name, value in more.items() if value}
-        groups[tuple(f"{name}={value}" for name, value in split.items())].append(image)
+    groups: dict[tuple[tuple[str, str], ...], list[Image]] = defaultdict(list)
+    for image in images:
+        groups[tuple(_stated(image.header).items())].append(image)
     parted: dict[tuple[str, ...], list[Image]] = {}
-    for split_values, members in groups.items():
-        for stack, inside in _stacks(members).items():
-            parted[split_values + ((f"stack={stack}",) if stack else ())] = inside
+    for stated, alike in groups.items():
+        for members, cells in _close(alike):
+            name = _name(dict(stated), cells, known)
+            for stack, inside in _stacks(members).items():
+                parted[name + ((f"stack={stack}",) if stack else ())] = inside
     return parted
+
+
+def _stated(header: dict[str, Any]) -> dict[str, str]:
+    """What the images of one grid say alike to the letter, and empty places for what they measure."""
+    modality = header["modality"]
+    split = {
+        "class": header["sop_class"],
+        "modality": modality,
+        "matrix": f"{header['rows']}x{header['columns']}",
+        "bits": "/".join(str(header[key]) for key in ("allocated", "stored", "high", "signed")),
+        "photometric": header["photometric"],
+        "orientation": "",
+        "spacing": "",
+        "placed": "yes" if header["position"] else "no",
+        "units": f"{header['units']}/{header['rescale_type']}/{header['suv_type']}",
+        "type": _image_type(header),
+        "echo": "",
+        "kernel": header["kernel"] if modality == "CT" else "",
+        # two tube voltages are two energies, not two times
+        "kvp": f"{header['acquisition'].get('kvp', 0.0):g}" if modality == "CT" else "",
+    }
+    # Only where there is one: the keys of all other series stay what they were.
+    energy = header.get("energy_kev")
+    more = {
+        "kev": "" if energy is None or modality != "CT" else f"{energy:g}",
+        "part": header["part"],
+        "object": "" if is_placed(header) else header["sop"],
+    }
+    return split | {name: value for name, value in more.items() if value}
+
+
+def _close(images: list[Image]) -> Iterator[tuple[list[Image], dict[str, list[Cell]]]]:
+    """Images whose measured values agree, and the cells of the rounding that these values lie in.
+
+    Values agree where a chain of neighbouring cells joins them: an image that comes later may join two groups, but never
+    part one.
+    """
+    cells: list[list[Cell]] = []
+    chains: list[dict[Cell, Cell]] = []
+    for name, (tolerance, digits) in MEASURED.items():
+        values = [_measured(image.header, name) for image in images]
+        # + 0.0 makes -0.0 read as 0.0
+        rounded = {value: tuple(round(number, digits) + 0.0 for number in value) for value in set(values)}
+        cells.append([rounded[value] for value in values])
+        chains.append(_chained(set(rounded.values()), tolerance * (1 + 1e-6)))
+    groups: dict[tuple[Cell, ...], list[int]] = defaultdict(list)
+    for index, row in enumerate(zip(*cells, strict=True)):
+        groups[tuple(chain[cell] for chain, cell in zip(chains, row, strict=True))].append(index)
+    for inside in groups.values():
+        found = {name: sorted({column[i] for i in inside}) for name, column in zip(MEASURED, cells, strict=True)}
+        yield [images[index] for index in inside], found
+
+
+def _measured(header: dict[str, Any], name: str) -> Cell:
+    if name == "echo":
+        return () if header["modality"] != "MR" or header["echo_time"] is None else (header["echo_time"],)
+    return tuple(header[name] or ())
+
+
+def _chained(cells: set[Cell], tolerance: float) -> dict[Cell, Cell]:
+    """For each cell the one that stands for its chain of neighbours."""
+    leader = {cell: cell for cell in cells}
+
+    def find(cell: Cell) -> Cell:
+        while leader[cell] != cell:
+            cell = leader[cell]
+        return cell
+
+    window: list[Cell] = []
+    for cell in sorted(cell for cell in cells if cell):
+        window = [other for other in window if cell[0] - other[0] <= tolerance]
+        for other in window:
+            if all(abs(a - b) <= tolerance for a, b in zip(cell, other, strict=True)):
+                leader[find(cell)] = find(other)
+        window.append(cell)
+    return {cell: find(cell) for cell in leader}
+
+
+def _name(
+    stated: dict[str, str], cells: dict[str, list[Cell]], known: Callable[[], Iterable[tuple[str, ...]]]
+) -> tuple[str, ...]:
+    """The split of one group: where its values lie in several cells, the one it was known by, else the first."""
+    texts = {name: [_text(cell, MEASURED[name][1]) for cell in found] for name, found in cells.items()}
+    first = tuple(f"{name}={texts[name][0] if name in texts else value}" for name, value in stated.items())
+    if all(len(found) == 1 for found in texts.values()):
+        return first
+    legal = [{f"{name}={text}" for text in texts.get(name, [value])} for name, value in stated.items()]
+    for split in sorted(known()):
+        split = tuple(part for part in split if not part.startswith("stack="))
+        if len(split) == len(legal) and all(part in those for part, those in zip(split, legal, strict=True)):
+            return split
+    return first
+
+
+def _text(cell: Cell, digits: int) -> str:
+    return ",".join(f"{number:.{digits}f}" for number in cell)
 
 
 def _stacks(members: list[Image]) -> dict[str, list[Image]]:
@@ -80,29 +165,6 @@ def _image_type(header: dict[str, Any]) -> str:
         return "\\".join([*parts[2:], header["component"].upper()])
     if header["sop_class"] == ENHANCED_CT:
         return "\\".join(parts[2:])
-    return "LOCALIZER" if "LOCALIZER" in parts else ""
-
-
-def _vector(number: float | None) -> list[float] | None:
-    return None if number is None else [number]
-
-
-def _snap(vectors: Sequence[list[float] | None], tolerance: float, digits: int) -> list[str]:
-    """Each vector as text, those within `tolerance` of each other as the same text: exporters round as they like.
-
-    The text is a value of the smallest vector of its cluster, so it does not depend on the order of images.
-    """
-    leaders: list[tuple[float, ...]] = []
-    names: dict[tuple[float, ...], str] = {}
-    for known in sorted({tuple(vector) for vector in vectors if vector is not None}):
-        first = next((one for one in leaders if _near(known, one, tolerance)), None)
-        if first is None:
-            first = known
-            leaders.append(known)
-        # + 0.0 makes -0.0 read as 0.0
-        names[known] = ",".join(f"{round(value, digits) + 0.0:.{digits}f}" for value in first)
-    return ["" if vector is None else names[tuple(vector)] for vector in vectors]
-
-
-def _near(one: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
-    return all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
+    if "LOCALIZER" in parts:
+        return "LOCALIZER"
+    return next((part for part in parts[3:] if part in MULTI_ENERGY), "") if header["modality"] == "CT" else ""

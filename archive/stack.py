@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -55,13 +55,14 @@ def stack(members: Sequence[Image], settings: IngestSettings, digest: Callable[[
 
     Raises InputError NO_GEOMETRY, MISSING_SLICE, IRREGULAR_SPACING, DUPLICATE_POSITION.
     """
-    first = members[0].header
+    # Within their tolerance values may differ: whose counts must not depend on the names of files.
+    first = min(members, key=lambda image: [image.header[key] or [] for key in ("orientation", "spacing")]).header
     if not is_placed(first):
         return _unplaced(members)
     if not first["orientation"] or not first["position"] or not first["spacing"] or min(first["spacing"]) <= 0:
         raise InputError("NO_GEOMETRY")
     along_x, along_y, normal = _axes(first["orientation"])
-    kept = _one_per_uid(members)
+    kept = _with_b_zero(_one_per_uid(members))
     tolerance = min(POSITION_TOLERANCE_MM, 0.1 * min(first["spacing"]))
     columns = _columns(kept, normal, tolerance)
     if len({len(column) for column in columns}) > 1 or _time_order(columns) in (None, *WEAK_KEYS):
@@ -111,6 +112,21 @@ def _one_per_uid(members: Sequence[Image]) -> list[Image]:
     for image in sorted(members, key=lambda image: image.place):
         kept.setdefault((image.header["sop"], image.frame, image.corner), image)
     return list(kept.values())
+
+
+def _with_b_zero(images: list[Image]) -> list[Image]:
+    """Canon, Toshiba before, states no b-value (0018,9087) for images of a diffusion series that are not weighted.
+
+    Source: https://github.com/rordenlab/dcm2niix/tree/master/Canon
+    """
+    unsaid = [image.header["b_value"] is None for image in images]
+    maker = images[0].header["acquisition"].get("manufacturer")
+    if maker not in ("CANON", "TOSHIBA") or all(unsaid) or not any(unsaid):
+        return images
+    return [
+        replace(image, header={**image.header, "b_value": 0.0}) if missing else image
+        for image, missing in zip(images, unsaid, strict=True)
+    ]
 
 
 def _columns(images: Sequence[Image], normal: np.ndarray, tolerance: float) -> list[list[Image]]:

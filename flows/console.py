@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from archive.errors import ConfigError, InputError, MismatchError, QualityError, StoreError, VoxbookError
-from tasks.progress import Step, listening
+from tasks.progress import Step, listening, reading
 from tasks.stage import Outcome
 
 OK, UNEXPECTED, USAGE, NOTHING, QUARANTINED, QUALITY, DAMAGE = range(7)
@@ -90,6 +90,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
         )
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(drawn)
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def lines(as_json: bool) -> Iterator[None]:
+    """What stages run inside say, on stdout; nothing there where it is kept for one JSON object."""
+    if as_json:
+        yield
+        return
+    with reading(_line):
+        yield
 
 
 @contextmanager

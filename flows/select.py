@@ -1,31 +1,39 @@
-"""Select: codebook size and width of a group by patient-grouped cross-validation."""
+"""Select: the sizes of a group's model by patient-grouped cross-validation and successive halving."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import sys
-from pathlib import Path
+import collections
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import torch
 from prefect import flow
 from pydantic import Field
 
 from archive.errors import ConfigError, InputError, StoreError
-from flows.console import table
+from archive.settings_file import put
 from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
-from model.select import Folds, Score, choose, folds, grid, scores
-from tasks.select import Validated, cross_validate, plan_jobs
+from flows.select_report import as_counts, as_seeds, cells, draw, publish_candidates, write_record
+from model.config import Triple
+from model.halving import Rung, choose, rungs, scores, sensitivity, survivors, threshold
+from model.select import Candidate, folds, grid
+from tasks.cluster import Cluster, open_cluster
+from tasks.select import Selection, Validated, cross_validate, training_cluster
 from tasks.stage import Outcome, Stage, call, open_stage
 from tasks.train import model_config
 
 GroupName = Annotated[str, Field(description="The group to select for (ct, mr, pt, ...).")]
 Sizes = Annotated[list[int], Field(description="Codebook sizes to try; none: a quarter, half, all of the preset's.")]
 Widths = Annotated[list[int], Field(description="Widths to try; none: half and all of the preset's.")]
+Levels = Annotated[list[int], Field(description="Numbers of residual levels to try; none: the preset's.")]
+Downsamples = Annotated[list[str], Field(description="Voxels per code to try, as 1x8x8; none: the preset's.")]
 FoldCount = Annotated[int, Field(ge=2, description="Folds; each is tested by a model that saw only the others.")]
-Seconds = Annotated[float, Field(gt=0, description="Seconds of each training, candidates times folds of them.")]
+Seconds = Annotated[float, Field(gt=0, description="Seconds of a training of the last rung; earlier ones get less.")]
+Eta = Annotated[int, Field(ge=1, description="1/eta of the candidates go on, with eta times the time; 1: all in full.")]
+Seeds = Annotated[int, Field(ge=1, description="Seeds that the chosen one is trained with; 1: no spread is measured.")]
+Write = Annotated[bool, Field(description="Write the chosen sizes to voxbook.toml, under [groups.NAME.train].")]
 
 
 @flow(name="select", flow_run_name="select {workspace}", persist_result=False)
@@ -35,11 +43,16 @@ def select(
     group: GroupName,
     sizes: Sizes = [],
     widths: Widths = [],
+    levels: Levels = [],
+    downsamples: Downsamples = [],
     fold_count: FoldCount = 3,
     seconds_each: Seconds = 60.0,
+    eta: Eta = 2,
+    seeds: Seeds = 3,
+    write: Write = False,
     settings: Overrides = [],
 ) -> Outcome:
-    """Train every candidate on every fold, measure it on the rest, and choose by the one-standard-error rule."""
+    """Train candidates on every fold, the better ones longer, and choose by the one-standard-error rule."""
     with open_stage("select", workspace, settings) as stage:
         rows = stage.catalog.series(group=group)
         if not rows:
@@ -48,15 +61,43 @@ def select(
         if seconds_each <= 0:
             raise ConfigError("BAD_USAGE", "--seconds-each is more than 0")
         config, _ = model_config(stage, group, rows)
-        candidates = grid(sizes, widths, config)
-        cut = folds({row.series: row.patient for row in rows}, fold_count, stage.settings.train.seed)
-        jobs = plan_jobs(stage, rows, cut, candidates, config, seconds_each)
-        validated: Validated = call(cross_validate, stage, group, jobs)
-        chosen = choose(validated.results)
-        if chosen is None:
-            raise InputError("NON_FINITE", "no candidate came through all folds", hint="a lower train.learning_rate")
-        counts = _counts(group, cut, scores(validated.results), chosen, validated.trained, stage.seconds)
-        write_record(stage, counts, config.preset, seconds_each, validated)
+        candidates = grid(config, sizes, widths, levels, [triple(text) for text in downsamples])
+        plan = rungs(len(candidates), eta)
+        train = stage.settings.train_of(group)
+        cut = folds({row.series: row.patient for row in rows}, fold_count, train.seed)
+        machine = training_cluster(
+            stage.settings.cluster, train.device, plan[-1].candidates * len(cut.tests), torch.cuda.device_count()
+        )
+        selection = Selection(stage, machine, group, rows, cut, config, seconds_each)
+        selection.jobs(candidates)  # what no model can have is refused before anything is trained
+
+        with open_cluster(machine) as cluster:
+            rounds = halve(stage, cluster, selection, group, candidates, plan)
+            chosen = choose(rounds[-1].results)
+            if chosen is None:
+                raise _nothing_came_through(rounds)
+            if seeds > 1:
+                others = selection.jobs([chosen.candidate], 1.0, range(train.seed + 1, train.seed + seeds))
+                reseeded = call(cross_validate, stage, cluster, selection.ledger, others, f"{group}, other seeds")
+            else:
+                reseeded = Validated([], 0)
+
+        reached = {score.candidate: score for done in rounds for score in scores(done.results)}  # the last rung's wins
+        finalists = [score for score in scores(rounds[-1].results) if not score.failed]
+        counts = as_counts(group, cut, [reached[point] for point in candidates], chosen, threshold(finalists))
+        of_chosen = [result for result in rounds[-1].results if result.candidate == chosen.candidate]
+        everything = [result for done in (*rounds, reseeded) for result in done.results]
+        spread = sensitivity([*of_chosen, *reseeded.results])
+        counts["seeds"] = as_seeds(spread) if seeds > 1 else None
+        counts["rungs"] = [{"candidates": rung.candidates, "seconds": seconds_each * rung.share} for rung in plan]
+        counts["plot"] = f"reports/{stage.run}/select.png"
+        counts["written"] = write
+        counts["trained"] = sum(done.trained for done in (*rounds, reseeded))
+        counts["seconds"] = stage.seconds
+        draw(stage.workspace.root / counts["plot"], counts)
+        write_record(stage, counts, everything, {"preset": config.preset, "seconds_each": seconds_each, "eta": eta})
+        if write:
+            put(stage.workspace.root, ("groups", group, "train"), chosen.candidate.settings())
         publish_candidates(counts)
         return finish(
             Outcome(
@@ -64,6 +105,27 @@ def select(
             ),
             stage,
         )
+
+
+def halve(
+    stage: Stage,
+    cluster: Cluster,
+    selection: Selection,
+    group: str,
+    candidates: Sequence[Candidate],
+    plan: Sequence[Rung],
+) -> list[Validated]:
+    """Train the candidates rung by rung, the better ones longer; ends early where none came through."""
+    rounds: list[Validated] = []
+    left = list(candidates)
+    for rung in plan:
+        if rounds:
+            left = survivors(rounds[-1].results, rung.candidates)
+        if not left:
+            break
+        words = f"{group}, {len(left)} candidates, {selection.seconds * rung.share:g} s each"
+        rounds.append(call(cross_validate, stage, cluster, selection.ledger, selection.jobs(left, rung.share), words))
+    return rounds
 
 
 def numbers(option: str, text: str | None) -> list[int]:
@@ -74,106 +136,30 @@ def numbers(option: str, text: str | None) -> list[int]:
         raise ConfigError("BAD_USAGE", f"{option} takes numbers with commas between", hint=f"{option} 64,128") from None
 
 
-def _counts(group: str, cut: Folds, found: list[Score], chosen: Score, trained: int, seconds: float) -> dict[str, Any]:
-    return {
-        "group": group,
-        "folds": len(cut.tests),
-        "folds_of": cut.kind,
-        "candidates": [
-            {
-                **score.candidate.settings(),
-                "psnr_mean": _number(score.psnr_mean),
-                "psnr_se": _number(score.psnr_se),
-                "bits_per_voxel": _number(score.bits_per_voxel),
-                "codebook_use": _number(score.codebook_use),
-                "steps": score.steps,
-                "failed": score.failed,
-            }
-            for score in found
-        ],
-        "chosen": chosen.candidate.settings(),
-        "settings": [f"train.{key} = {value}" for key, value in chosen.candidate.settings().items()],
-        "trained": trained,
-        "seconds": seconds,
-    }
-
-
-def write_record(stage: Stage, counts: dict[str, Any], preset: str, seconds_each: float, done: Validated) -> Path:
-    """selections/<run>.json: the figures of every candidate and fold, and what they were made with."""
-    data = {
-        "run": stage.run,
-        **counts,
-        "preset": preset,
-        "seconds_each": seconds_each,
-        "rule": "fewest zero-order bits per voxel within one standard error of the best mean PSNR",
-        "results": [
-            {
-                **result.candidate.settings(),
-                "fold": result.fold,
-                "psnr": _number(result.psnr),
-                "ssim": result.ssim,
-                "bits_per_voxel": _number(result.bits_per_voxel),
-                "codebook_use": _number(result.codebook_use),
-                "steps": result.steps,
-                "code": result.code,
-            }
-            for result in done.results
-        ],
-        "train": stage.settings.train.model_dump(mode="json"),
-    }
-    path = stage.workspace.root / "selections" / f"{stage.run}.json"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    draft.rename(path)
-    return path
-
-
-def publish_candidates(counts: dict[str, Any]) -> None:
-    """The same table on the run's page in Prefect; nothing where nothing is recorded."""
-    from prefect.artifacts import create_table_artifact
-    from prefect.context import FlowRunContext
-
-    if FlowRunContext.get() is not None:
-        rows = [{"chosen": _is_chosen(entry, counts), **entry} for entry in counts["candidates"]]
-        words = f"Candidates for {counts['group']} over {counts['folds']} folds of {counts['folds_of']}"
-        create_table_artifact(rows, key="voxbook-select-candidates", description=words)
-
-
-def show(counts: dict[str, Any]) -> None:
-    """The candidates as a table for people, the chosen one marked, and the lines for voxbook.toml."""
-    if counts["folds_of"] == "series":
-        sys.stdout.write(
-            "Folds are of series: the group has fewer patients than folds, so a model may have seen the patient\n"
-            "it is tested on, and the figures flatter. Fewer --folds keep patients apart.\n\n"
+def triple(text: str) -> Triple:
+    """`4x8x8` as z, y, x; `8x8` has z = 1. Raises ConfigError BAD_USAGE."""
+    if not re.fullmatch(r"\s*(\d+x)?\d+x\d+\s*", text):
+        raise ConfigError(
+            "BAD_USAGE", f"--downsamples takes voxels per code, not {text!r}", hint="--downsamples 1x8x8,1x4x4"
         )
-    columns = ("", "codebook_size", "width", "PSNR dB", "± s.e.", "bits/voxel", "codes used", "steps", "failed")
-    keys = ("codebook_size", "width", "psnr_mean", "psnr_se", "bits_per_voxel", "codebook_use", "steps", "failed")
-    rows = [
-        ("*" if _is_chosen(entry, counts) else "", *(entry[key] if entry[key] is not None else "-" for key in keys))
-        for entry in counts["candidates"]
-    ]
-    table(columns, rows)
-    lines = "\n".join(line.removeprefix("train.") for line in counts["settings"])
-    overrides = " ".join(f"--set {line.replace(' ', '')}" for line in counts["settings"])
-    sys.stdout.write(
-        f"\nFor voxbook.toml, where it holds for every group:\n\n[train]\n{lines}\n\n"
-        f"For this group alone: voxbook train -w WS --group {counts['group']} {overrides}\n\n"
-    )
+    z, y, x = ([1] + [int(part) for part in text.split("x")])[-3:]
+    return z, y, x
 
 
-def _is_chosen(entry: dict[str, Any], counts: dict[str, Any]) -> bool:
-    return all(entry[key] == value for key, value in counts["chosen"].items())
+def _nothing_came_through(rounds: Sequence[Validated]) -> InputError:
+    codes = collections.Counter(result.code for done in rounds for result in done.results if result.code)
+    code = codes.most_common(1)[0][0]
+    hint = "a lower train.learning_rate" if code == "NON_FINITE" else ""
+    return InputError(code, "no candidate came through all folds", hint=hint)
 
 
 def _sentence(counts: dict[str, Any]) -> str:
     chosen = counts["chosen"]
     trained = f"{counts['trained']} trainings" if counts["trained"] else "nothing new, every training had been done"
+    levels = f"{chosen['levels']} levels" if chosen["levels"] > 1 else "1 level"
+    spread = counts["seeds"] and counts["seeds"]["psnr_sd"]
     return (
-        f"select: {counts['group']} takes {chosen['codebook_size']} codes and width {chosen['width']}, out of "
-        f"{len(counts['candidates'])} candidates over {counts['folds']} folds of {counts['folds_of']} ({trained})"
+        f"select: {counts['group']} takes {chosen['codebook_size']} codes, width {chosen['width']}, {levels} and cells "
+        f"of {cells(chosen['downsample'])}, out of {len(counts['candidates'])} candidates over {counts['folds']} folds "
+        f"of {counts['folds_of']} ({trained}{f', {spread:.2f} dB between seeds' if spread is not None else ''})"
     )
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,11 +59,22 @@ def train(
 ) -> None:
     """Train a VQ-VAE for each group that has volumes, or for one.
 
+    Several GPUs of one machine: torchrun --nproc-per-node 4 -m flows.cli train -w ws
+
     Example: voxbook train -w ws --group ct --set train.max_seconds=600
     """
     _known_preset(preset)
     extra = [f'train.preset="{preset}"'] if preset else []
-    _run("train", as_json, workspace=str(workspace), group=group, settings=[*settings, *extra])
+    parameters: dict[str, Any] = {"workspace": str(workspace), "group": group, "settings": [*settings, *extra]}
+    if os.environ.get("RANK", "0") != "0":  # started by torchrun: the first rank runs the verb, the others help it
+        from flows.train import follow
+        from model.distributed import leave
+
+        follow(**parameters)
+        leave()
+        return
+    with console.lines(as_json):
+        _run("train", as_json, **parameters)
 
 
 def select(

@@ -1,6 +1,6 @@
 """A model as a folder that names itself: weights, config, card and training record, under the sha256 of the first two.
 
-models/<model id>/ model.safetensors, config.json, README.md, metrics.jsonl, progress.png
+models/<model id>/ model.safetensors, config.json, README.md, metrics.jsonl, progress.png, TensorBoard event files
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from archive.errors import MismatchError, StoreError
+from model.card import card
 from model.config import ModelConfig
 from model.device import pick
 from model.vqvae import VQVAE
@@ -30,9 +31,12 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _LEARNING_ONLY = ("quantizer.counts", "quantizer.sums")  # the moving averages are for going on with training
 
 
-def identify(weights: Mapping[str, Tensor], config: ModelConfig) -> str:
-    """The model id: sha256 hex over the config and every weight's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(_canonical(config))
+def identify(weights: Mapping[str, Tensor], config: bytes) -> str:
+    """The model id: sha256 hex over config.json as it lies and every weight's name, dtype, shape and bytes.
+
+    The bytes, not the config that they say: a field added to ModelConfig later must not give old bundles new ids.
+    """
+    digest = hashlib.sha256(config)
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -53,7 +57,8 @@ def save(
     where it exists. A bundle that is there already is left as it is: equal ids are equal models.
     """
     weights = _kept(model)
-    name = identify(weights, config)
+    written = _canonical(config)
+    name = identify(weights, written)
     target = models / name
     if not target.exists():
         models.mkdir(parents=True, exist_ok=True)
@@ -61,7 +66,7 @@ def save(
         stage.mkdir()
         try:
             save_file(weights, stage / WEIGHTS, metadata={"format": "voxbook 1"})
-            (stage / CONFIG).write_bytes(_canonical(config))
+            (stage / CONFIG).write_bytes(written)
             (stage / CARD).write_text(card(name, model, config, summary))
             for file, source in (attachments or {}).items():
                 if source.exists():
@@ -93,7 +98,8 @@ def load(folder: Path | str, model: str | None = None, device: str | None = None
 @functools.lru_cache(maxsize=8)
 def _load(folder: Path, name: str, device: str) -> VQVAE:
     try:
-        config = ModelConfig.model_validate_json((folder / CONFIG).read_bytes())
+        written = (folder / CONFIG).read_bytes()
+        config = ModelConfig.model_validate_json(written)
         weights = load_file(folder / WEIGHTS)
     except FileNotFoundError:
         raise StoreError("MISSING", "a model's files are gone", hint="restore the model", model=name) from None
@@ -101,7 +107,7 @@ def _load(folder: Path, name: str, device: str) -> VQVAE:
         raise MismatchError(
             "WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name
         ) from None
-    if identify(weights, config) != name:
+    if identify(weights, written) != name:
         raise MismatchError("WRONG_MODEL", "a model's weights and config are not those of its id", model=name)
     model = VQVAE(config)
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -109,36 +115,6 @@ def _load(folder: Path, name: str, device: str) -> VQVAE:
         raise MismatchError("WRONG_MODEL", "a model's weights do not fit its config", model=name)
     model.model_id = name
     return model.to(torch.device(device)).eval().requires_grad_(False)
-
-
-def card(name: str, model: VQVAE, config: ModelConfig, summary: Mapping[str, Any]) -> str:
-    """The model card, Markdown."""
-    z, y, x = config.downsample
-    fixed = config.levels * (config.codebook_size - 1).bit_length() / (z * y * x)
-    facts = "\n".join(f"| {key.replace('_', ' ')} | {_said(value)} |" for key, value in summary.items())
-    return f"""# voxbook model {name[:12]}
-
-A VQ-VAE (preset `{config.preset}`, {config.dims}D) that turns medical images into codebook indices and back:
-{config.levels} codebook(s) of {config.codebook_size} codes for every cell of {z} x {y} x {x} voxels, {fixed:.3f} bits
-per voxel at fixed length. {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights; {model.encoder_kflop:.1f}
-thousand operations per voxel to encode, {model.decoder_kflop:.1f} to decode.
-
-**Intended use**: research: machine learning on the codes, search, preview, cheap second copies.
-**Not a medical device, and not for diagnosis**: at these rates (50:1 and more) a decoded image may lack or alter
-what a reader would need. The lossless volume tier is what counts.
-
-## Training data and fidelity
-
-| | |
-|---|---|
-{facts}
-
-Measured as PSNR (peak 4,095 HU for CT after clipping to [-1024, 3071], 255 for 8 bits, else the 0.1 to 99.9 percentile
-range) and SSIM (window 7). Every encoded series carries a certificate of its own; this table only says what to expect.
-Images unlike those of the training come out worse, and nothing in the model warns of it: look at the certificate.
-
-Model id (sha256 of weights and config): `{name}`
-"""
 
 
 def _kept(model: VQVAE) -> dict[str, Tensor]:
@@ -151,10 +127,6 @@ def _kept(model: VQVAE) -> dict[str, Tensor]:
 
 def _canonical(config: ModelConfig) -> bytes:
     return json.dumps(config.model_dump(mode="json"), sort_keys=True, indent=1).encode()
-
-
-def _said(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +19,57 @@ FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors: weights, codebooks, averaged weights and optimiser moments; step: the next to take;
-    seconds: spent on training so far."""
+    """tensors: weights, codebooks, averaged weights and optimiser moments, and the states kept in memory; step: the
+    next to take; seconds: spent on training so far; state: numbers beside the tensors, JSON-ready."""
 
     tensors: dict[str, Tensor]
     step: int
     seconds: float
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 def collect(model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that training goes on from, by name."""
+    """Every tensor that training goes on from, by name; copies, where they are."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for (name, parameter), mean in zip(model.named_parameters(), average, strict=True):
         tensors[f"average.{name}"] = mean
         for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{key}"] = value
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{name}.{key}"] = value
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's tensors back; the three must be new and of the same config."""
-    tensors = checkpoint.tensors
-    head = "model."
-    model.load_state_dict({name[len(head) :]: tensor for name, tensor in tensors.items() if name.startswith(head)})
+def restore(
+    tensors: Mapping[str, Tensor], model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    """Put what `collect` gave back; the three must be of the same config."""
+    model.load_state_dict(under("model.", tensors))
+    optimiser.state.clear()
     for (name, parameter), mean in zip(model.named_parameters(), average, strict=True):
         mean.copy_(tensors[f"average.{name}"])
         state: dict[str, Any] = {}
-        for key in ("step", "exp_avg", "exp_avg_sq", "momentum", "momentum_buffer"):
-            found = tensors.get(f"optimiser.{name}.{key}")
-            if found is not None:  # the moments lie with the weights and in their layout, the step count as it was
-                state[key] = found.clone() if key == "step" else torch.empty_like(parameter).copy_(found)
+        for key, found in under(f"optimiser.{name}.", tensors).items():
+            if "." in key:  # of another parameter whose name goes on from this one's
+                continue
+            # The moments lie with the weights and in their layout, the step count as it was.
+            same = found.shape == parameter.shape
+            state[key] = torch.empty_like(parameter).copy_(found) if same and key != "step" else found.clone()
         if state:
             optimiser.state[parameter] = state
+
+
+def under(head: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `head`, without it."""
+    return {name[len(head) :]: tensor for name, tensor in tensors.items() if name.startswith(head)}
 
 
 def write(folder: Path, key: str, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint of a folder; a reader sees the old or the new one, whole."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{FILE}.{os.getpid()}"
-    about = {"key": key, "step": checkpoint.step, "seconds": checkpoint.seconds}
-    save_file(checkpoint.tensors, draft, metadata={"voxbook": json.dumps(about)})
+    about = {"key": key, "step": checkpoint.step, "seconds": checkpoint.seconds, "state": checkpoint.state}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    save_file(plain, draft, metadata={"voxbook": json.dumps(about)})
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(folder / FILE)
@@ -74,4 +86,4 @@ def read(folder: Path, key: str) -> Checkpoint | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (FileNotFoundError, SafetensorError):  # none, or of another kind: start anew
         return None
-    return Checkpoint(tensors, int(about["step"]), float(about["seconds"]))
+    return Checkpoint(tensors, int(about["step"]), float(about["seconds"]), about.get("state", {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,15 +50,20 @@ def peak_of(source: Source) -> Peak:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over series. bits_per_voxel: zero-order entropy of the codes; codebook_use: share of codes that occur."""
+    """Means over series. worst_decile: mean PSNR of the worst tenth of the series, one at least. bits_per_voxel:
+    zero-order entropy of the codes; codebook_use: share of codes that occur. by_series: PSNR of each; counts: int64
+    [L, K], how often each code occurred."""
 
     psnr: float
+    worst_decile: float
     ssim: float | None
     bits_per_voxel: float
     codebook_use: float
     series: int
     slices: int
     sample: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list, repr=False)
+    by_series: list[float] = field(default_factory=list, repr=False)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64), repr=False)
 
 
 def sample_fidelity(
@@ -107,13 +112,21 @@ def sample_fidelity(
     bits = sum(entropy(level) * level.sum() for level in counts) / max(1, voxels)
     return Fidelity(
         float(np.mean(psnrs)),
+        worst_decile(psnrs),
         float(np.mean(ssims)) if ssims else None,
         float(bits),
         float(np.mean([use(level) for level in counts])),
         len(errors),
         slices,
         shown or planes[:1],
+        psnrs,
+        counts,
     )
+
+
+def worst_decile(values: Sequence[float]) -> float:
+    """Mean of the lowest tenth of the values, rounded up to one at least."""
+    return float(np.mean(sorted(values)[: -(-len(values) // 10)]))
 
 
 def _piece(source: Source, turn: int, turns: int, depth_wanted: int) -> Volume:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _DECONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+WHOLE = 2**20  # cells, more than any volume has: the reach of what looks at everything
 
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int) -> Any:
@@ -72,6 +73,53 @@ class DepthToSpace(nn.Module):
         return x.permute(order).reshape(batch, -1, *size)
 
 
+class Haar(SpaceToDepth):
+    """SpaceToDepth, then an orthonormal Haar transform of each cell: one mean and prod(factors) - 1 differences.
+
+    factors: powers of two; a factor of 4 is two levels of the pyramid along that axis.
+    """
+
+    def __init__(self, factors: tuple[int, ...]) -> None:
+        super().__init__(factors)
+        self.register_buffer("matrix", haar(factors), persistent=False)
+        self.matrix: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, *size] to [B, C * prod(factors), *(size / factors)], of each channel the mean first."""
+        return _mixed(super().forward(x), self.matrix)
+
+
+class InverseHaar(DepthToSpace):
+    """The inverse of Haar, which is its transpose."""
+
+    def __init__(self, factors: tuple[int, ...]) -> None:
+        super().__init__(factors)
+        self.register_buffer("matrix", haar(factors).T.contiguous(), persistent=False)
+        self.matrix: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C * prod(factors), *grid] to [B, C, *(grid * factors)]."""
+        return super().forward(_mixed(x, self.matrix))
+
+
+def haar(factors: tuple[int, ...]) -> Tensor:
+    """The orthonormal Haar matrix of a cell, float32 [P, P] with P = prod(factors), last axis fastest (Haar 1910)."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    for factor in factors:
+        along = torch.ones(1, 1, dtype=torch.float64)
+        while len(along) < factor:
+            fine = torch.kron(torch.eye(len(along), dtype=torch.float64), torch.tensor([1.0, -1.0]).double())
+            along = torch.cat([torch.kron(along, torch.ones(1, 2, dtype=torch.float64)), fine]) / 2**0.5
+        matrix = torch.kron(matrix, along)
+    return matrix.float()
+
+
+def _mixed(x: Tensor, matrix: Tensor) -> Tensor:
+    """[B, C * P, *grid] with the P values of each channel multiplied by a matrix [P, P]."""
+    cells = x.flatten(2).unflatten(1, (-1, len(matrix)))
+    return torch.matmul(matrix.to(x.dtype), cells).flatten(1, 2).unflatten(2, x.shape[2:])
+
+
 class Down(nn.Module):
     """A convolution whose kernel is its stride: no reach beyond its own cell."""
 
@@ -98,6 +146,52 @@ class Up(nn.Module):
         return self.layer(x)
 
 
+class Strided(Down):
+    """The article's convolution: stride 2 with a kernel of 4, which looks one place beyond its own cell."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, stride: tuple[int, ...]) -> None:
+        super().__init__(dims, inputs, outputs, stride)
+        self.layer = _CONV[dims](inputs, outputs, *_wider(stride))
+
+
+class StridedUp(Up):
+    """The transpose of Strided."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, stride: tuple[int, ...]) -> None:
+        super().__init__(dims, inputs, outputs, stride)
+        self.layer = _DECONV[dims](inputs, outputs, *_wider(stride))
+
+
+def _wider(stride: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Kernel, stride and padding of a convolution that overlaps its neighbours by one place on each side."""
+    return tuple(step + 2 for step in stride), stride, (1,) * len(stride)
+
+
+class Attention(nn.Module):
+    """x + self-attention over the whole grid: every place may draw on every other, so nothing of it is local.
+
+    Vaswani 2017 (1706.03762), normalised over channels first, without positions (the convolutions before it see
+    borders). Starts as the identity.
+    """
+
+    def __init__(self, dims: int, width: int) -> None:
+        super().__init__()
+        self.heads = max(head for head in range(1, max(1, width // 32) + 1) if width % head == 0)
+        self.norm = nn.LayerNorm(width)
+        self.query_key_value = conv(dims, width, 3 * width, 1)
+        self.mix = conv(dims, width, width, 1)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, *grid] to the same."""
+        calm = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        parts = self.query_key_value(calm).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        query, key, value = (part.contiguous() for part in parts.unbind(1))
+        found = F.scaled_dot_product_attention(query, key, value)
+        return x + self.mix(found.transpose(-1, -2).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
 def reach(layers: Iterable[nn.Module], dims: int) -> tuple[int, ...]:
     """How far beyond its own cell an output of an encoder looks, in voxels per axis; computed from the layers."""
     jump = [1] * dims
@@ -105,15 +199,18 @@ def reach(layers: Iterable[nn.Module], dims: int) -> tuple[int, ...]:
     for layer in layers:
         if isinstance(layer, SpaceToDepth):
             jump = [j * f for j, f in zip(jump, layer.factors, strict=True)]
-        elif isinstance(layer, Down):
-            jump = [j * s for j, s in zip(jump, layer.stride, strict=True)]
         else:
             far = [r + j * _radius(layer) for r, j in zip(far, jump, strict=True)]
+            if isinstance(layer, Down):
+                jump = [j * s for j, s in zip(jump, layer.stride, strict=True)]
     return tuple(far)
 
 
 def reach_back(layers: Iterable[nn.Module], dims: int) -> tuple[int, ...]:
-    """How many cells beyond its own an output of a decoder looks, per axis, rounded up; computed from the layers."""
+    """How many cells beyond its own an output of a decoder looks, per axis, rounded up; computed from the layers.
+
+    WHOLE where it looks at everything: windows then are whole volumes, and no part of one is decoded by itself.
+    """
     reversed_layers: list[nn.Module] = []
     for layer in layers:
         reversed_layers.insert(0, layer)
@@ -122,24 +219,31 @@ def reach_back(layers: Iterable[nn.Module], dims: int) -> tuple[int, ...]:
     for layer in reversed_layers:  # from the output back: voxels, then fine cells, then codes
         if isinstance(layer, DepthToSpace):
             jump = [j * f for j, f in zip(jump, layer.factors, strict=True)]
-        elif isinstance(layer, Up):
-            jump = [j * s for j, s in zip(jump, layer.stride, strict=True)]
+        elif isinstance(layer, Attention):
+            return (WHOLE,) * dims
         else:
             far = [r + j * _radius(layer) for r, j in zip(far, jump, strict=True)]
+            if isinstance(layer, Up):
+                jump = [j * s for j, s in zip(jump, layer.stride, strict=True)]
     return tuple(-(-r // j) for r, j in zip(far, jump, strict=True))
 
 
 def operations(layers: Iterable[nn.Module], grids: int) -> float:
     """Floating point operations per voxel of a stack, a multiply and an add counting two.
 
-    grids: voxels per code cell; the layers after the stride work once per cell, those before it more often.
+    grids: voxels per code cell; the layers after the stride work once per cell, those before it more often. Of
+    attention the products that grow with the picture are left out.
     """
     total = 0.0
     cells = float(grids)  # positions that a cell of codes has at this layer
     for layer in layers:
         if isinstance(layer, SpaceToDepth):
             cells /= _product(layer.factors)
+            if isinstance(layer, Haar):  # of each voxel, one product with a row of the matrix; one channel
+                total += 2 * len(layer.matrix) ** 2 * cells
         elif isinstance(layer, DepthToSpace):
+            if isinstance(layer, InverseHaar):
+                total += 2 * len(layer.matrix) ** 2 * cells
             cells *= _product(layer.factors)
         else:
             if isinstance(layer, Down):
@@ -152,6 +256,11 @@ def operations(layers: Iterable[nn.Module], grids: int) -> float:
 
 
 def _radius(layer: nn.Module) -> int:
+    """Places on each side that a layer sees beyond its own cell, where it keeps the size, and beyond its stride."""
+    if isinstance(layer, (Strided, StridedUp)):
+        return 1
+    if isinstance(layer, (Down, Up)):
+        return 0
     kernels = [m.kernel_size[-1] // 2 for m in layer.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
     return sum(kernels)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from archive.errors import InputError
 from model import intensity
+from model.balance import drawing_weights
 from model.config import ModelConfig
 from model.source import Source, as_source, channel_slab, channels
 
@@ -27,8 +28,9 @@ POOL_STEPS = 128  # steps that share a pool of slabs, where not all of them fit 
 class PatchSampler:
     """Batches of patches float32 [B, C, *patch] in the model's range.
 
-    Series are drawn with voxels ** temperature, slices and places evenly, flat patches again up to three times;
-    flips along y and x, their exchange, and intensity jitter. Small images are padded by their edges to the patch.
+    Series are drawn with voxels ** temperature (cells of `balance` first: model/balance.py), slices and places evenly,
+    flat patches again up to three times; flips along y and x, their exchange, and intensity jitter. Small images are
+    padded by their edges to the patch.
     Slabs stay in memory, mapped to the model's range as float16, least recently used out first, within `cache_bytes`.
     """
 
@@ -49,13 +51,18 @@ class PatchSampler:
         if not self.sources:
             raise InputError("NOTHING_FOUND", "no volumes to train on")
         sizes = np.array([float(np.prod(source.shape)) for source in self.sources])
-        self.weights = sizes**config.temperature / (sizes**config.temperature).sum()
+        self.weights = drawing_weights(self.sources, config)
         self.slab_bytes = int(max(2 * SLAB * np.prod(source.shape[-2:]) * config.channels for source in self.sources))
         self._clips = all(mapping.clip for mapping in self.mappings)
         self._fits = bool(2 * sizes.sum() <= cache_bytes)
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()
+
+    @property
+    def pieces(self) -> int:
+        """Slices of all series (blocks of the patch's depth, in 3D): as many patches make an epoch."""
+        return sum(max(1, round(source.slices / self.config.patch[0])) for source in self.sources)
 
     def batch(self, step: int) -> np.ndarray:
         """The batch of a step, float32 [B, C, *patch]."""

@@ -1,25 +1,33 @@
-"""Residual vector quantization with moving-average codebooks that start by k-means and revive dead codes."""
+"""Residual quantization: what all quantizers share, and codebooks by moving averages that revive dead codes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from archive.errors import InputError
+from model.distributed import agreed, rank, reduced, shared
+from model.gradient import rotated, straight_through
+from model.kmeans import kmeans, nearest
 
-SEARCH_ROWS = 65_536  # rows per distance matrix, so that its memory is bounded
+DEAD = 0.03  # of the mean use: a code below it is revived
+RARE = 0.01  # of the mean use: what a code that never occurs is priced by
+REVIVED = 0.5  # of the mean use: what a revived code is given
 
 
 @dataclass(frozen=True)
 class Quantized:
     """What the quantizer gives.
 
-    latents: float32 [B, d, *grid], straight-through sum of the chosen codes.
+    latents: float32 [B, d, *grid], sum of the chosen codes, with a gradient to the encoder.
     codes: int64 [B, L, *grid], coarse level first.
-    loss: scalar, mean squared distance of the latents to their codes over the levels (commitment).
-    finite: whether all latents were; where not, codes are 0 and nothing was learned.
+    loss: scalar, mean squared distance of the latents to their codes over the levels.
+    finite: whether all latents were (on every rank); where not, codes are 0 and nothing was learned.
     """
 
     latents: Tensor
@@ -28,51 +36,84 @@ class Quantized:
     finite: bool
 
 
-class ResidualQuantizer(nn.Module):
+class Quantizer(nn.Module):
     """`levels` codebooks of `size` codes in `dim` dimensions; each codes what the ones before left over.
 
-    van den Oord 2017 (1711.00937, appendix A.1: moving averages), Lee 2022 (2203.01941: residual levels),
-    Lancucki 2020 (2005.08520: data-dependent start and restart).
+    Lee 2022 (2203.01941). Buffers or parameters: centre [d], codebooks [L, K, d], counts [L, K] (how often each code
+    is used; all zero until started). What a kind of quantizer adds is in `table`, `search`, `distance`, `_learn`.
+    level_dropout: share of the samples that lose some of their last levels in training, so that every prefix of
+    levels decodes. rotation: the gradient of 2410.06424 instead of straight through. normalize: latents and the first
+    level's codes lie on a sphere (one unit per dimension in the mean), so that nearest means most alike in direction
+    (Yu 2021, 2110.04627). revive: codes that hardly occur go to where latents are (Lancucki 2020, 2005.08520).
+    from_data: start by k-means on latents; else by random numbers, as the article does, which collapses.
+    rate_penalty: codes are chosen by distance + rate_penalty * (mean distance) * (bits of the code), so that common
+    codes, which cost an entropy coder little, are preferred where they do (entropy-constrained vector quantization:
+    Chou, Lookabaugh and Gray 1989, IEEE Trans. ASSP 37(1)); 0 chooses by distance alone.
     """
 
-    def __init__(self, levels: int, size: int, dim: int, decay: float = 0.98, epsilon: float = 1e-5) -> None:
+    centre: Tensor
+    codebooks: Tensor
+    counts: Tensor
+    spread: Tensor
+    prices: Tensor
+
+    def __init__(
+        self,
+        levels: int,
+        size: int,
+        dim: int,
+        *,
+        rate_penalty: float = 0.0,
+        level_dropout: float = 0.3,
+        rotation: bool = False,
+        normalize: bool = False,
+        revive: bool = True,
+        from_data: bool = True,
+    ) -> None:
         super().__init__()
-        self.levels, self.size, self.dim, self.decay, self.epsilon = levels, size, dim, decay, epsilon
+        self.levels, self.size, self.dim = levels, size, dim
+        self.level_dropout, self.normalize, self.revive, self.from_data = level_dropout, normalize, revive, from_data
+        self.through: Callable[[Tensor, Tensor], Tensor] = rotated if rotation else straight_through
         self.register_buffer("centre", torch.zeros(dim))
-        self.register_buffer("codebooks", torch.zeros(levels, size, dim))
         self.register_buffer("counts", torch.zeros(levels, size))
-        self.register_buffer("sums", torch.zeros(levels, size, dim))
-        self.centre: Tensor
-        self.codebooks: Tensor
-        self.counts: Tensor
-        self.sums: Tensor
+        self.rate_penalty = rate_penalty
+        if rate_penalty:
+            self.register_buffer("spread", torch.zeros(levels))  # mean squared distance of latents to their codes
+            self.register_buffer("prices", torch.zeros(levels, size))
 
     @property
     def ready(self) -> bool:
         """Whether the codebooks have been started."""
         return bool(self.counts.any())
 
-    def start(self, latents: Tensor, generator: torch.Generator | None = None, rounds: int = 8) -> None:
-        """Start every codebook by k-means on float [N, d] latents; moving averages start from the clusters' sums."""
-        rows = latents.detach().float()
-        rows = rows[torch.isfinite(rows).all(1)]
-        if len(rows) == 0:
-            raise InputError("NON_FINITE", "no finite latents to start the codebooks from")
-        self.centre.copy_(rows.mean(0))
-        rows = rows - self.centre
-        for level in range(self.levels):
-            centres, index = kmeans(rows, self.size, rounds, generator)
-            counts = torch.bincount(index, minlength=self.size).float()
-            # Scaled to what one batch would give, so that the first batches can move them.
-            scale = 4.0 * self.size / max(1.0, float(counts.sum()))
-            self.codebooks[level].copy_(centres)
-            self.counts[level].copy_((counts * scale).clamp_min(0.1))
-            self.sums[level].copy_(centres * self.counts[level, :, None])
-            rows = rows - centres[index]
+    @property
+    def operations(self) -> int:
+        """Floating point operations to find one code."""
+        return 2 * self.size * self.dim
 
+    def start(self, latents: Tensor, generator: torch.Generator | None = None, rounds: int = 8) -> None:
+        """Start every codebook from float [N, d] latents: rank 0's, on every rank. Raises InputError NON_FINITE."""
+        if rank() == 0:
+            self._start(latents.detach().float(), generator, rounds)
+        for tensor in self.state_dict().values():
+            shared(tensor)
+
+    def table(self, level: int) -> Tensor:
+        """The codes of a level, float32 [K, d]."""
+        return self.codebooks[level]
+
+    @torch.no_grad()
     def search(self, rows: Tensor, level: int) -> Tensor:
-        """Nearest code of float32 [N, d] centred rows, int64 [N]; ties go to the lowest index."""
-        return nearest(rows, self.codebooks[level])[0]
+        """Nearest code of float32 [N, d] centred rows, its price included, int64 [N]; ties go to the lowest index."""
+        return nearest(rows, self.table(level), self.prices[level] if self.rate_penalty else None)[0]
+
+    def continuous(self, latents: Tensor) -> Tensor:
+        """Latents [B, d, *grid] as the decoder would see them if codes were infinitely fine."""
+        return _on_sphere(latents) if self.normalize else latents
+
+    def distance(self, left: Tensor, chosen: Tensor) -> Tensor:
+        """What L_quant is the mean of, [N, d]: here with a gradient to the latents alone (commitment)."""
+        return (left - chosen.detach()).square()
 
     def encode(self, latents: Tensor, levels: int | None = None) -> Tensor:
         """Codes int64 [B, L, *grid] of latents [B, d, *grid]; raises InputError NON_FINITE."""
@@ -84,14 +125,14 @@ class ResidualQuantizer(nn.Module):
         for level in range(levels or self.levels):
             index = self.search(rows, level)
             found.append(index)
-            rows = rows - self.codebooks[level][index]
+            rows = rows - self.table(level)[index]
         return torch.stack(found, 1).unflatten(0, grid).movedim(-1, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents float32 [B, d, *grid] of codes [B, L, *grid]; L may be a prefix of the levels."""
         total = self.centre.expand(*codes.shape[:1], *codes.shape[2:], self.dim).clone()
         for level in range(codes.shape[1]):
-            total += self.codebooks[level][codes[:, level]]
+            total += self.table(level)[codes[:, level]]
         return total.movedim(-1, 1)
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -102,94 +143,168 @@ class ResidualQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             grid, rows = self._rows(latents)
             finite = bool(torch.isfinite(rows).all())
+            if self.training:  # all ranks learn, or none: what they sum must fit together
+                finite = agreed(finite, rows.device)
+            learning = self.training and finite
             if not finite:  # one such batch would spoil every codebook for good
                 rows = torch.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
             centred = rows - self.centre
             keep = self._keep(grid, centred)
             left, total, loss, found = centred, torch.zeros_like(centred), centred.new_zeros(()), []
             for level in range(self.levels):
+                if learning:
+                    self._prepare(level, left.detach())
                 index = self.search(left.detach(), level)
-                chosen = self.codebooks[level][index]
-                if self.training and finite:
+                chosen = self.table(level)[index]
+                if learning:
+                    if self.rate_penalty:
+                        self._price(level, left.detach() - chosen.detach())
                     self._learn(level, left.detach(), index)
                 mask = 1.0 if keep is None else (keep > level).float()[:, None]
-                loss = loss + ((left - chosen.detach()).square() * mask).mean() / self.levels
+                loss = loss + (self.distance(left, chosen) * mask).mean() / self.levels
+                chosen = chosen.detach()
                 total = total + chosen * mask
-                left = left - chosen.detach()
+                left = left - chosen
                 found.append(index)
-            through = centred + (total - centred).detach() + self.centre
+            through = self.through(centred, total) + self.centre
             codes = torch.stack(found, 1).unflatten(0, grid).movedim(-1, 1)
             return Quantized(through.unflatten(0, grid).movedim(-1, 1), codes, loss, finite)
 
     def _rows(self, latents: Tensor) -> tuple[tuple[int, ...], Tensor]:
-        moved = latents.float().movedim(1, -1)
+        moved = self.continuous(latents.float()).movedim(1, -1)
         return tuple(moved.shape[:-1]), moved.reshape(-1, self.dim)
 
     def _keep(self, grid: tuple[int, ...], rows: Tensor) -> Tensor | None:
-        """Quantizer dropout: how many levels each sample keeps, so that every prefix of levels decodes."""
-        if not self.training or self.levels == 1:
+        """Quantizer dropout (Zeghidour 2021, 2107.03312): how many levels each sample keeps; None: all."""
+        if not self.training or self.levels == 1 or self.level_dropout == 0:
             return None
         batch = grid[0]
-        full = torch.rand(batch, device=rows.device) < 0.7
+        full = torch.rand(batch, device=rows.device) < 1 - self.level_dropout
         some = torch.randint(1, self.levels + 1, (batch,), device=rows.device)
         keep = torch.where(full, self.levels, some)
         return keep.repeat_interleave(len(rows) // batch)
 
     @torch.no_grad()
+    def _start(self, rows: Tensor, generator: torch.Generator | None, rounds: int) -> None:
+        rows = rows[torch.isfinite(rows).all(1)]
+        if len(rows) == 0:
+            raise InputError("NON_FINITE", "no finite latents to start the codebooks from")
+        if self.normalize:
+            rows = _on_sphere(rows)
+        elif self.from_data:
+            self.centre.copy_(rows.mean(0))
+        rows = rows - self.centre
+        for level in range(self.levels):
+            if self.from_data:
+                centres, index = kmeans(rows, self.size, rounds, generator)
+            else:
+                centres = torch.randn(self.size, self.dim, generator=generator).to(rows)
+                index = nearest(rows, centres)[0]
+            if self.normalize and level == 0:
+                centres = _on_sphere(centres)
+                index = nearest(rows, centres)[0]
+            counts = torch.bincount(index, minlength=self.size).float()
+            # Scaled to what one batch would give, so that the first batches can move them.
+            scale = 4.0 * self.size / max(1.0, float(counts.sum()))
+            self.codebooks[level].copy_(centres)
+            self.counts[level].copy_((counts * scale).clamp_min(0.1))
+            rows = rows - centres[index]
+
+    def _prepare(self, level: int, rows: Tensor) -> None:
+        """What is due before the search of a level in training."""
+
     def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
-        counts = torch.bincount(index, minlength=self.size).to(rows.dtype)
-        sums = torch.zeros_like(self.sums[level]).index_add_(0, index, rows)
-        self.counts[level].lerp_(counts, 1 - self.decay)
+        """Take in which codes the centred rows [N, d] of a level chose."""
+
+    @torch.no_grad()
+    def _price(self, level: int, rest: Tensor) -> None:
+        """What each code of a level costs, in squared distance; rest: what the codes leave over, [N, d]."""
+        total = reduced(torch.stack([rest.square().sum(), rest.new_tensor(float(len(rest)))]))
+        mean = total[0] / total[1]
+        self.spread[level] = torch.where(self.spread[level] > 0, torch.lerp(self.spread[level], mean, 0.02), mean)
+        often = self.counts[level] + RARE * self.counts[level].mean()
+        self.prices[level] = -self.rate_penalty * self.spread[level] * torch.log2(often / often.sum())
+
+    def _used(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """How often each code was chosen, on all ranks together."""
+        return reduced(torch.bincount(index, minlength=self.size).to(dtype))
+
+    def _dead(self, level: int) -> Tensor:
+        return self.counts[level] < DEAD * self.counts[level].mean()
+
+    def _candidates(self, rows: Tensor, count: int) -> Tensor:
+        """Rows for dead codes to start again from: rank 0's, on every rank."""
+        return shared(rows[torch.randint(len(rows), (count,), device=rows.device)])
+
+
+class ResidualQuantizer(Quantizer):
+    """Codebooks that are moving averages of the latents that chose them (van den Oord 2017, 1711.00937, A.1)."""
+
+    sums: Tensor
+
+    def __init__(
+        self, levels: int, size: int, dim: int, decay: float = 0.98, epsilon: float = 1e-5, **options: Any
+    ) -> None:
+        super().__init__(levels, size, dim, **options)
+        self.decay, self.epsilon = decay, epsilon
+        self.register_buffer("codebooks", torch.zeros(levels, size, dim))
+        self.register_buffer("sums", torch.zeros(levels, size, dim))
+
+    @torch.no_grad()
+    def _start(self, rows: Tensor, generator: torch.Generator | None, rounds: int) -> None:
+        super()._start(rows, generator, rounds)
+        self.sums.copy_(self.codebooks * self.counts[..., None])
+
+    @torch.no_grad()
+    def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
+        sums = reduced(torch.zeros_like(self.sums[level]).index_add_(0, index, rows))
+        self.counts[level].lerp_(self._used(index, rows.dtype), 1 - self.decay)
         self.sums[level].lerp_(sums, 1 - self.decay)
-        dead = self.counts[level] < 0.03 * self.counts[level].mean()
-        if dead.any():  # the sums too, else the old average overwrites the revived code at once (espnet #6284)
-            chosen = rows[torch.randint(len(rows), (int(dead.sum()),), device=rows.device)]
-            revived = 0.5 * self.counts[level].mean()
+        dead = self._dead(level)
+        if self.revive and dead.any():  # the sums too, else the old average overwrites the code at once (espnet #6284)
+            chosen = self._candidates(rows, int(dead.sum()))
+            revived = REVIVED * self.counts[level].mean()
             self.counts[level][dead] = revived
             self.sums[level][dead] = chosen * revived
         n = self.counts[level].sum()
         smooth = (self.counts[level] + self.epsilon) / (n + self.size * self.epsilon) * n  # Laplace
-        self.codebooks[level].copy_(self.sums[level] / smooth[:, None])
+        means = self.sums[level] / smooth[:, None]
+        self.codebooks[level].copy_(_on_sphere(means) if self.normalize and level == 0 else means)
 
 
-def kmeans(rows: Tensor, size: int, rounds: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from a k-means++ like start; float32 [size, d] centres and int64 [N] assignments.
+class LearnedQuantizer(Quantizer):
+    """Codebooks learned by gradient: L_quant draws latents to codes and codes to latents, as the article writes it.
 
-    The start draws rows in chunks with probability by squared distance to the centres so far (k-means|| of Bahmani
-    2012, 1203.6402), which is fast and close to k-means++. Fewer rows than `size`: rows repeat with a little noise.
+    Plain VQ-VAE (van den Oord 2017, 1711.00937, equation 3, with beta = 1: the article's one distance).
     """
-    n = len(rows)
-    if n < size:
-        pick = torch.randint(n, (size,), generator=generator, device="cpu").to(rows.device)
-        noise = torch.randn(size, rows.shape[1], generator=generator).to(rows) * (1e-3 * rows.std() + 1e-6)
-        centres = rows[pick] + noise
-    else:
-        first = torch.randint(n, (1,), generator=generator, device="cpu").to(rows.device)
-        centres = rows[first]
-        chunk = max(1, size // 16)
-        while len(centres) < size:
-            distance = nearest(rows, centres)[1].clamp_min(1e-9)
-            take = min(chunk, size - len(centres))
-            picked = torch.multinomial(distance.cpu(), take, replacement=False, generator=generator).to(rows.device)
-            centres = torch.cat([centres, rows[picked]])
-    index = nearest(rows, centres)[0]
-    for _ in range(rounds):
-        counts = torch.bincount(index, minlength=size).to(rows.dtype)
-        sums = torch.zeros_like(centres).index_add_(0, index, rows)
-        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1.0), centres)
-        index = nearest(rows, centres)[0]
-    return centres, index
+
+    def __init__(self, levels: int, size: int, dim: int, decay: float = 0.98, **options: Any) -> None:
+        super().__init__(levels, size, dim, **options)
+        self.decay = decay
+        self.codebooks = nn.Parameter(torch.zeros(levels, size, dim))
+
+    def table(self, level: int) -> Tensor:
+        """The codes of a level, float32 [K, d], with a gradient to them."""
+        codes = self.codebooks[level]
+        return _on_sphere(codes) if self.normalize and level == 0 else codes
+
+    def distance(self, left: Tensor, chosen: Tensor) -> Tensor:
+        """Squared distance [N, d] with a gradient to latents and codes alike."""
+        return (left - chosen).square()
+
+    @torch.no_grad()
+    def _prepare(self, level: int, rows: Tensor) -> None:
+        # Before the codes are looked up: autograd does not allow them to change afterwards.
+        dead = self._dead(level)
+        if self.revive and dead.any():
+            self.codebooks[level][dead] = self._candidates(rows, int(dead.sum()))
+            self.counts[level][dead] = REVIVED * self.counts[level].mean()
+
+    @torch.no_grad()
+    def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
+        self.counts[level].lerp_(self._used(index, rows.dtype), 1 - self.decay)
 
 
-def nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (the lowest among equals) and squared distance of the nearest centre of each row of float32 [N, d].
-
-    The half squared norms ride along as one more dimension: one matrix product and no pass over the distances.
-    """
-    wide = torch.cat([centres, -0.5 * centres.square().sum(1, keepdim=True)], 1).T.contiguous()
-    indices, values = [], []
-    for part in rows.split(SEARCH_ROWS):
-        value, index = torch.mm(torch.cat([part, part.new_ones(len(part), 1)], 1), wide).max(1)
-        indices.append(index)
-        values.append(part.square().sum(1) - 2 * value)
-    return torch.cat(indices), torch.cat(values)
+def _on_sphere(rows: Tensor) -> Tensor:
+    """Vectors along axis 1 scaled to the length sqrt(d): one unit per dimension in the mean."""
+    return F.normalize(rows, dim=1) * rows.shape[1] ** 0.5

@@ -1,8 +1,9 @@
-"""Codebook size and width by cross-validation: folds of patients, a grid of candidates, and the rule that chooses."""
+"""Sizes by cross-validation: the grid of candidates, folds of patients, one training measured on its fold."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from archive.errors import ConfigError
 from archive.settings import TrainSettings
 from model.bundle import load
-from model.config import ModelConfig, resolve
+from model.config import ModelConfig, Triple, resolve
 from model.fidelity import sample_fidelity
 from model.train import train
 
@@ -24,14 +23,24 @@ SAMPLE_PIECES = 24  # slices (blocks, for a 3D model) of each fold that are meas
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One point of the grid; `width` stands for train.width, from which the widths of all layers follow."""
+    """One point of the grid; `width` stands for train.width, from which the widths of all layers follow.
+
+    downsample: voxels per code along z, y, x.
+    """
 
     width: int
     codebook_size: int
+    levels: int
+    downsample: Triple
 
-    def settings(self) -> dict[str, int]:
-        """What it is called in voxbook.toml under [train]."""
-        return {"codebook_size": self.codebook_size, "width": self.width}
+    def settings(self) -> dict[str, Any]:
+        """What it is called in voxbook.toml under [train] or [groups.NAME.train]."""
+        return {
+            "codebook_size": self.codebook_size,
+            "width": self.width,
+            "levels": self.levels,
+            "downsample": list(self.downsample),
+        }
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,16 @@ class Folds:
 
 @dataclass(frozen=True)
 class Result:
-    """What one candidate reached on the test volumes of one fold; `code` where its training came to nothing.
+    """What one training of a candidate reached on the test volumes of its fold; `code` where it came to nothing.
 
-    psnr in dB; bits_per_voxel by zero-order entropy; codebook_use: share of the codes that occur there.
+    seconds: given to the training. psnr in dB; bits_per_voxel by zero-order entropy, which is what an entropy coder
+    needs; codebook_use: share of the codes that occur there.
     """
 
     candidate: Candidate
     fold: int
+    seed: int = 0
+    seconds: float = 0.0
     psnr: float = math.nan
     ssim: float | None = None
     bits_per_voxel: float = math.nan
@@ -59,41 +71,39 @@ class Result:
     code: str = ""
 
 
-@dataclass(frozen=True)
-class Score:
-    """A candidate over all folds: means, and the standard error of the mean PSNR in dB. failed: folds without one.
+def grid(
+    config: ModelConfig,
+    sizes: Sequence[int] = (),
+    widths: Sequence[int] = (),
+    levels: Sequence[int] = (),
+    downsamples: Sequence[Triple] = (),
+) -> list[Candidate]:
+    """Every combination of codebook size, width, levels and downsampling, narrow and small first.
 
-    steps: of the shortest training; few of them rank how quickly a size starts to learn, not what it reaches.
-    """
-
-    candidate: Candidate
-    folds: int
-    failed: int
-    psnr_mean: float
-    psnr_se: float
-    bits_per_voxel: float
-    codebook_use: float
-    steps: int
-
-
-def grid(sizes: Sequence[int], widths: Sequence[int], config: ModelConfig) -> list[Candidate]:
-    """Every pair of size and width, narrow and small first.
-
-    Without sizes: a quarter, half and the whole of the preset's; without widths: half and the whole. Raises ConfigError
-    BAD_USAGE for a value that no model can have.
+    Without sizes: a quarter, half and the whole of the preset's; without widths: half and the whole; without levels or
+    downsamples: the preset's alone. Raises ConfigError BAD_USAGE for a value that no model can have.
     """
     sizes = sizes or [max(2, config.codebook_size // part) for part in (4, 2, 1)]
     widths = widths or [max(8, config.width // part) for part in (2, 1)]
+    levels = levels or [config.levels]
+    downsamples = downsamples or [config.downsample]
     if not all(2 <= size <= 65535 for size in sizes):
         raise ConfigError("BAD_USAGE", "a codebook size lies between 2 and 65535", hint="--sizes 256,512,1024")
     if not all(width >= 8 for width in widths):
         raise ConfigError("BAD_USAGE", "a width is at least 8", hint="--widths 64,128")
-    return sorted({Candidate(width, size) for width in widths for size in sizes})
+    if not all(1 <= level <= 16 for level in levels):
+        raise ConfigError("BAD_USAGE", "a model has 1 to 16 levels", hint="--levels 1,2")
+    if not all(min(factors) >= 1 for factors in downsamples):
+        raise ConfigError("BAD_USAGE", "a code stands for at least one voxel", hint="--downsamples 1x8x8,1x4x4")
+    return sorted({Candidate(*point) for point in itertools.product(widths, sizes, levels, downsamples)})
 
 
 def configured(candidate: Candidate, config: ModelConfig, settings: TrainSettings) -> ModelConfig:
-    """The config that `voxbook train` makes when the candidate's settings stand in voxbook.toml."""
-    chosen = settings.model_copy(update=candidate.settings())
+    """The config that `voxbook train` makes when the candidate's settings stand in voxbook.toml.
+
+    Raises ConfigError BAD_VALUE where they do not fit the preset.
+    """
+    chosen = TrainSettings.model_validate({**settings.model_dump(), **candidate.settings()})
     return resolve(config.preset, chosen, channels=config.channels, intensity=config.intensity)
 
 
@@ -144,52 +154,11 @@ def evaluate(
     return Result(
         candidate,
         fold,
+        settings.seed,
+        seconds,
         measured.psnr,
         measured.ssim,
         measured.bits_per_voxel,
         measured.codebook_use,
         trained.steps,
     )
-
-
-def scores(results: Sequence[Result]) -> list[Score]:
-    """Results by candidate, in the order of the grid; figures are NaN where every fold of a candidate failed."""
-    found = []
-    for candidate in sorted({result.candidate for result in results}):
-        own = [result for result in results if result.candidate == candidate]
-        good = [result for result in own if not result.code]
-        psnrs = [result.psnr for result in good]
-        error = float(np.std(psnrs, ddof=1)) / math.sqrt(len(psnrs)) if len(psnrs) > 1 else math.nan
-        found.append(
-            Score(
-                candidate,
-                len(own),
-                len(own) - len(good),
-                _mean(psnrs),
-                error,
-                _mean([result.bits_per_voxel for result in good]),
-                _mean([result.codebook_use for result in good]),
-                min((result.steps for result in good), default=0),
-            )
-        )
-    return found
-
-
-def choose(results: Sequence[Result]) -> Score | None:
-    """The candidate with the fewest bits per voxel whose mean PSNR is within one standard error of the best mean.
-
-    Bits by zero-order entropy. The one-standard-error rule of Breiman et al., Classification and Regression Trees
-    (1984), 3.4.3; the error is the best candidate's. Candidates that failed in a fold are left out; None where all
-    did. Of equal bits the narrower, then the smaller codebook.
-    """
-    whole = [score for score in scores(results) if not score.failed]
-    if not whole:
-        return None
-    best = max(whole, key=lambda score: score.psnr_mean)
-    allowed = best.psnr_mean - (best.psnr_se if math.isfinite(best.psnr_se) else 0.0)
-    near = [score for score in whole if score.psnr_mean >= allowed]
-    return min(near, key=lambda score: (score.bits_per_voxel, score.candidate))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.fsq import ScalarQuantizer
 from model.layers import (
+    Attention,
     DepthToSpace,
     Down,
+    Haar,
+    InverseHaar,
     Residual,
     SpaceToDepth,
+    Strided,
+    StridedUp,
     Up,
     conv,
     operations,
@@ -20,7 +26,7 @@ from model.layers import (
     reach_back,
 )
 from model.loss import Loss, measure
-from model.quantize import ResidualQuantizer
+from model.quantize import LearnedQuantizer, Quantizer, ResidualQuantizer
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,10 @@ class Output:
 
 
 class VQVAE(nn.Module):
-    """Space to depth, convolutions at low resolution, residual vector quantization, and back.
+    """Space to depth (or a wavelet), convolutions at low resolution, residual quantization, and back.
 
-    No normalisation and no attention over space: the reach is finite, so codes do not depend on the tiling.
+    The encoder has no normalisation and no attention over space: its reach is finite, so codes do not depend on the
+    tiling. The decoder is the same unless `config.attention` is set: then whole volumes are decoded at once.
     Input [B, C, *size] in the model's range (about -1 to 1), sizes multiples of `config.downsample`.
     """
 
@@ -52,26 +59,9 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.model_id = ""  # set by model.bundle; codes name it
-        dims, wide = config.dims, config.width
-        fold, stride = config.axes(config.unshuffle), config.axes(config.stride)
-        cell = config.channels * _product(fold)
-        self.encoder = nn.Sequential(
-            SpaceToDepth(fold),
-            conv(dims, cell, config.fine_width, 3),
-            *(Residual(dims, config.fine_width) for _ in range(config.fine_blocks)),
-            Down(dims, config.fine_width, wide, stride),
-            *(Residual(dims, wide) for _ in range(config.blocks)),
-            conv(dims, wide, config.code_dim, 1),
-        )
-        self.quantizer = ResidualQuantizer(config.levels, config.codebook_size, config.code_dim, config.decay)
-        self.decoder = nn.Sequential(
-            conv(dims, config.code_dim, wide, 1),
-            *(Residual(dims, wide) for _ in range(config.blocks)),
-            Up(dims, wide, config.decoder_width, stride),
-            *(Residual(dims, config.decoder_width) for _ in range(config.decoder_blocks)),
-            conv(dims, config.decoder_width, cell, 3),
-            DepthToSpace(fold),
-        )
+        self.encoder = nn.Sequential(*_encoder(config))
+        self.quantizer = _quantizer(config)
+        self.decoder = nn.Sequential(*_decoder(config))
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +82,7 @@ class VQVAE(nn.Module):
     def encoder_kflop(self) -> float:
         """Thousand floating point operations per voxel to encode, the search included."""
         cell = _product(self.config.downsample)
-        search = 2 * self.config.levels * self.config.codebook_size * self.config.code_dim / cell
+        search = self.config.levels * self.quantizer.operations / cell
         return (operations(self.encoder, cell) + search) / 1000
 
     @property
@@ -117,11 +107,92 @@ class VQVAE(nn.Module):
             result = self.quantizer(latents)
             latents, codes, l_quant, finite = result.latents, result.codes, result.loss, result.finite
         else:
+            latents = self.quantizer.continuous(latents)
             codes = torch.zeros(len(x), 1, *latents.shape[2:], dtype=torch.int64, device=x.device)
             l_quant, finite = x.new_zeros(()), bool(torch.isfinite(latents).all())
         reconstruction = self.decoder(latents)
         loss: Loss = measure(reconstruction, x, l_quant, self.config)
         return Output(reconstruction, loss.total, loss.l_rec, l_quant, loss.mse, codes, finite)
+
+
+def _encoder(config: ModelConfig) -> list[nn.Module]:
+    dims, fine, wide = config.dims, config.fine_width, config.width
+    fold, stride = config.axes(config.unshuffle), config.axes(config.stride)
+    layers: list[nn.Module] = []
+    if config.stem == "strided":
+        inputs = config.channels
+        for step in _halvings(fold):
+            layers += [Strided(dims, inputs, fine, step), nn.ReLU()]
+            inputs = fine
+        layers += [Residual(dims, fine) for _ in range(config.fine_blocks)]
+        for step in _halvings(stride):
+            layers += [Strided(dims, inputs, wide, step), nn.ReLU()]
+            inputs = wide
+        if not config.blocks:
+            layers.pop()  # latents may be negative
+    else:
+        cell = config.channels * _product(fold)
+        layers += [(Haar if config.stem == "haar" else SpaceToDepth)(fold), conv(dims, cell, fine, 3)]
+        layers += [Residual(dims, fine) for _ in range(config.fine_blocks)]
+        layers += [Down(dims, fine, wide, stride)]
+    layers += [Residual(dims, wide) for _ in range(config.blocks)]
+    return layers if _plain(config) else [*layers, conv(dims, wide, config.code_dim, 1)]
+
+
+def _decoder(config: ModelConfig) -> list[nn.Module]:
+    dims, wide, fine = config.dims, config.width, config.decoder_width
+    fold, stride = config.axes(config.unshuffle), config.axes(config.stride)
+    layers: list[nn.Module] = [] if _plain(config) else [conv(dims, config.code_dim, wide, 1)]
+    deep = config.blocks if config.deep_blocks is None else config.deep_blocks
+    layers += [Residual(dims, wide) for _ in range(deep)]
+    if config.attention:
+        layers += [Attention(dims, wide)]
+    if config.stem == "strided":
+        inputs = wide
+        for step in reversed(_halvings(stride)):
+            layers += [StridedUp(dims, inputs, fine, step), nn.ReLU()]
+            inputs = fine
+        layers += [Residual(dims, fine) for _ in range(config.decoder_blocks)]
+        *inner, last = reversed(_halvings(fold))
+        for step in inner:
+            layers += [StridedUp(dims, fine, fine, step), nn.ReLU()]
+        return [*layers, StridedUp(dims, fine, config.channels, last)]
+    layers += [Up(dims, wide, fine, stride), *(Residual(dims, fine) for _ in range(config.decoder_blocks))]
+    layers += [conv(dims, fine, config.channels * _product(fold), 3)]
+    return [*layers, (InverseHaar if config.stem == "haar" else DepthToSpace)(fold)]
+
+
+def _quantizer(config: ModelConfig) -> Quantizer:
+    if config.quantizer == "fsq":
+        return ScalarQuantizer(config.levels, config.fsq_levels, config.level_dropout)
+    kind = LearnedQuantizer if config.quantizer == "vq" else ResidualQuantizer
+    return kind(
+        config.levels,
+        config.codebook_size,
+        config.code_dim,
+        config.decay,
+        rate_penalty=config.rate_penalty,
+        level_dropout=config.level_dropout,
+        rotation=config.gradient == "rotation",
+        normalize=config.normalize,
+        revive=config.revive,
+        from_data=config.start == "data",
+    )
+
+
+def _plain(config: ModelConfig) -> bool:
+    """Whether the strided convolutions give and take latents themselves, as the article's do."""
+    return config.stem == "strided" and not config.blocks and config.width == config.code_dim
+
+
+def _halvings(factors: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Powers of two as strides of 1 or 2 that multiply up to them: (1, 4, 2) is (1, 2, 2) and (1, 2, 1)."""
+    steps = []
+    left = factors
+    while _product(left) > 1:
+        steps.append(tuple(min(2, factor) for factor in left))
+        left = tuple(factor // min(2, factor) for factor in left)
+    return steps
 
 
 def _product(numbers: tuple[int, ...]) -> int:

@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from archive.batches import Job, ingest_batch, look_batch, not_read
+from archive.commit import STAGE
 from archive.errors import InputError
 from archive.incremental import FLEETING, bytes_of, chunks, compare, groups_of, is_done, settings_digest
 from archive.ingest import IngestRecord
@@ -98,6 +99,7 @@ def read_new_headers(stage: Stage, alias: str, listing: Listing) -> dict[str, St
         folder=listing.folder,
         exclude=tuple(linkage.excluded(alias)),
         settings=stage.settings.ingest,
+        volumes=stage.workspace.volumes,
     )
     fresh = changes.fresh
     batches = [fresh[at : at + LOOK_FILES] for at in range(0, len(fresh), LOOK_FILES)]
@@ -127,6 +129,7 @@ class Source:
     def __init__(self, stage: Stage, alias: str, folder: Path, stamps: dict[str, Stamp]) -> None:
         self.stage = stage
         self.alias = alias
+        self.origin = stage.workspace.linkage.origin(alias)
         self.folder = folder
         self.sizes = groups_of(stamps)
         self.bytes_of = bytes_of(stamps)
@@ -139,7 +142,7 @@ class Source:
 
     def refuse(self, path: str, code: str) -> None:
         """A file that belongs to no series, and why."""
-        self.findings.append(Finding(code, "file", self.stage.workspace.pseudonyms.file(self.alias, path), 1))
+        self.findings.append(Finding(code, "file", self.stage.workspace.pseudonyms.file(self.origin, path), 1))
 
     def batches(self) -> Iterator[list[Job]]:
         """What has to be read, planned only as far as the cluster asks for it."""
@@ -188,7 +191,9 @@ class Source:
         """Plans of one group, without those known to be refused, and its outcome."""
         entries = [row.entry() for row in rows]
         workspace = self.stage.workspace
-        plans, findings = plan(entries, self.folder, self.alias, workspace.pseudonyms, self.stage.settings.ingest)
+        keys, settings, splits = workspace.pseudonyms, self.stage.settings.ingest, workspace.linkage.splits
+        scratch = workspace.volumes / STAGE
+        plans, findings = plan(entries, self.folder, self.origin, keys, settings, splits, scratch)
         # Planning computes the digests of duplicates' pixels; kept, they are not computed again.
         refiled = [now for row, entry in zip(rows, entries, strict=True) if (now := entry.filed()) != row]
         if refiled:
@@ -247,9 +252,11 @@ class Source:
         catalog = self.stage.catalog
         catalog.seen(self.series)
         here = set(self.series) | {finding.key for finding in self.findings}
-        rows = [row for row in catalog.series() if row.source == self.alias]
+        everything = catalog.series()
+        rows = [row for row in everything if row.source == self.alias]
         gone = [row.series for row in rows if row.series not in here and not row.reason]
-        back = [row.series for row in rows if row.series in here and row.reason == "SOURCE_GONE"]
+        # of any source: what has gone from the one it came from last may well be in this one
+        back = [row.series for row in everything if row.series in here and row.reason == "SOURCE_GONE"]
         catalog.set_reason(gone, "SOURCE_GONE")  # the volume stays
         catalog.set_reason(back, "")
         refused = [quarantine_row(finding, self.alias) for finding in self.findings]

@@ -25,6 +25,7 @@ class Step:
 
 
 _listeners: list[Callable[[Step], None]] = []
+_readers: list[Callable[[str], None]] = []
 _logged: dict[str, float] = {}
 
 
@@ -36,6 +37,23 @@ def listening(listener: Callable[[Step], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+@contextmanager
+def reading(reader: Callable[[str], None]) -> Iterator[None]:
+    """Give every line that stages run inside say to `reader`."""
+    _readers.append(reader)
+    try:
+        yield
+    finally:
+        _readers.remove(reader)
+
+
+def say(line: str) -> None:
+    """A line that stays: to the readers and the log."""
+    for reader in _readers:
+        reader(line)
+    logger.info(line)
 
 
 def advance(stage: str, done: float, total: float, unit: str, text: str = "") -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -14,63 +16,108 @@ from prefect.cache_policies import NO_CACHE
 from archive.catalog_schema import ModelRow, SeriesRow
 from archive.errors import TransientError
 from archive.volumes import StoredVolume
+from archive.workspace import Workspace
 from model.config import ModelConfig, intensity_for, preset_for, resolve
-from model.train import train
-from tasks.progress import advance
+from model.train import TrainResult, train
+from tasks.progress import advance, say
 from tasks.stage import Stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One group's training: what it is made from, and the key that says whether it was made already."""
+
+    group: str
+    config: ModelConfig
+    preset: str
+    key: str
+    rows: list[SeriesRow]
+    volumes: dict[str, StoredVolume]
+    folder: Path
+
+
+def plan(stage: Stage | Workspace, group: str) -> Plan:
+    """The training of a group as settings and catalog have it now."""
+    home = stage.workspace if isinstance(stage, Stage) else stage
+    rows = home.catalog.series(group=group)
+    config, preset = model_config(stage, group, rows)
+    versions = {row.series: home.catalog.version(row.volume_version) for row in rows}
+    key = train_key(stage, config, sorted(version.content_digest for version in versions.values()))
+    volumes = {row.series: StoredVolume(home.volumes / row.series / versions[row.series].version) for row in rows}
+    return Plan(group, config, preset, key, rows, volumes, home.training / f"{group}-{key[:16]}")
 
 
 @task(name="train-group", task_run_name="train {group}", cache_policy=NO_CACHE, persist_result=False)
 def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
     """Train, publish and register one group's model; the same settings on the same volumes do nothing again.
 
-    Returns model, group, preset, steps, seconds, psnr, ssim, bits_per_voxel, codebook_use and `unchanged`. A run that
-    was killed goes on from its checkpoint.
+    Returns model, group, preset, steps, seconds, psnr, psnr_worst_decile, ssim, bits_per_voxel, codebook_use and
+    `unchanged`. A run that was killed goes on from its checkpoint.
     """
-    rows = stage.catalog.series(group=group)
-    config, preset = model_config(stage, group, rows)
-    versions = {row.series: stage.catalog.version(row.volume_version) for row in rows}
-    key = train_key(stage, config, sorted(version.content_digest for version in versions.values()))
+    planned = plan(stage, group)
+    known = {"group": group, "preset": planned.preset}
     for model in stage.catalog.models(group):
-        if model.train_key == key:
-            return {**model.summary, "model": model.model, "group": group, "preset": preset, "unchanged": True}
+        if model.train_key == planned.key:
+            return {**model.summary, "model": model.model, **known, "unchanged": True}
     if not stage.leases.acquire([f"train:{group}"]):
         raise TransientError("LEASED", f"another run is training group {group!r}")
 
-    volumes = {
-        row.series: StoredVolume(stage.workspace.volumes / row.series / versions[row.series].version) for row in rows
-    }
-    folder = stage.workspace.training / f"{group}-{key[:16]}"
-    result = train(
-        volumes,
-        {row.series: row.patient for row in rows},
-        config,
-        stage.settings.train,
-        folder,
-        seconds,
-        progress=lambda step, steps, elapsed, metrics: advance(
-            f"train {group}", min(elapsed, seconds), seconds, "s", f"step {step}, {metrics.get('psnr') or 0:.1f} dB"
-        ),
-        models=stage.workspace.models,
-    )
+    result = _trained(stage, planned, seconds)
+    if planned.config.epochs:
+        say(f"Input: {list(result.input_shape)}, Output: {list(result.output_shape)}")
+        say(f"PSNR {result.psnr:.2f} dB, {result.codebook_use:.0%} of the codebook in use")
     summary = {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
         "psnr": result.psnr,
+        "psnr_worst_decile": result.worst_decile,
         "ssim": result.ssim,
         "bits_per_voxel": result.bits_per_voxel,
         "codebook_use": result.codebook_use,
         "held_out_patients": result.held_out_patients,
-        "series": len(rows),
-        "voxels": sum(row.voxels for row in rows),
+        "ended_by": result.ended_by,
+        "steps_skipped": result.skipped,
+        "rollbacks": result.rollbacks,
+        "series": len(planned.rows),
+        "voxels": sum(row.voxels for row in planned.rows),
     }
-    stage.catalog.add_model(ModelRow(model=result.model, group=group, preset=preset, train_key=key, summary=summary))
-    shutil.rmtree(folder)  # only now: until the catalog names the model, a killed run goes on from the checkpoint
+    stage.catalog.add_model(
+        ModelRow(model=result.model, group=group, preset=planned.preset, train_key=planned.key, summary=summary)
+    )
+    shutil.rmtree(planned.folder)  # only now: until the catalog names the model, a killed run goes on from it
     stage.leases.release([f"train:{group}"])
-    return {"model": result.model, "group": group, "preset": preset, **summary, "unchanged": False}
+    return {"model": result.model, **known, **summary, "unchanged": False}
 
 
-def model_config(stage: Stage, group: str, rows: list[SeriesRow]) -> tuple[ModelConfig, str]:
+def follow_group(home: Workspace, group: str, seconds: float) -> None:
+    """A rank's part in what the first rank's `train_group` does; nothing where that model is there already."""
+    planned = plan(home, group)
+    if all(model.train_key != planned.key for model in home.catalog.models(group)):
+        _trained(home, planned, seconds)
+
+
+def _trained(stage: Stage | Workspace, planned: Plan, seconds: float) -> TrainResult:
+    def told(step: int, _: int | None, elapsed: float, metrics: dict[str, Any]) -> None:
+        if "epoch" in metrics:
+            say(f"Epoch [{metrics['epoch']}/{metrics['epochs']}], Loss: {metrics['loss']:.4f}")
+            return
+        words = f"step {step}, {metrics.get('psnr') or 0:.1f} dB"
+        advance(f"train {planned.group}", min(elapsed, seconds), seconds, "s", words)
+
+    home = stage.workspace if isinstance(stage, Stage) else stage
+    return train(
+        planned.volumes,
+        {row.series: row.patient for row in planned.rows},
+        planned.config,
+        stage.settings.train,
+        planned.folder,
+        seconds,
+        progress=told,
+        models=home.models,
+    )
+
+
+def model_config(stage: Stage | Workspace, group: str, rows: list[SeriesRow]) -> tuple[ModelConfig, str]:
     """The group's preset with the overrides of [train] applied, and the preset's name."""
     channels = rows[0].channels
     own = stage.settings.groups[group].preset if group in stage.settings.groups else None
@@ -79,10 +126,10 @@ def model_config(stage: Stage, group: str, rows: list[SeriesRow]) -> tuple[Model
     for row in rows:
         units[row.units] += row.voxels
     mapping = intensity_for(rows[0].modality, channels, units.most_common(1)[0][0])
-    return resolve(preset, stage.settings.train, channels=channels, intensity=mapping), preset
+    return resolve(preset, stage.settings.train_of(group), channels=channels, intensity=mapping), preset
 
 
-def train_key(stage: Stage, config: ModelConfig, digests: list[str]) -> str:
+def train_key(stage: Stage | Workspace, config: ModelConfig, digests: list[str]) -> str:
     """sha256 over everything that decides what a training gives: config, budget, seed, and the volumes' contents."""
     settings = stage.settings.train
     budget = {"max_seconds": settings.max_seconds, "steps": settings.steps, "seed": settings.seed}

@@ -17,6 +17,8 @@ import store_samples
 from archive.collect import collect
 from archive.commit import FAULT
 from archive.leases import Leases
+from archive.linkage import GroupOutcome, Linkage
+from archive.plans import FileEntry
 
 
 def work(root: Path, acks: Path, point: str) -> None:
@@ -27,6 +29,7 @@ def work(root: Path, acks: Path, point: str) -> None:
     leases = Leases(catalog, catalog.start_run("test"))
     leases.acquire([f"series:{store_samples.SERIES}"])
     os.environ[FAULT] = f"{point}:kill"
+    _link(workspace.linkage)
     second = store_samples.volume(seed=1)
     commit = store_samples.volume_commit(workspace.volumes, second, fingerprint="f2")
     version = catalog.commit_volumes([commit])[0].version
@@ -35,6 +38,14 @@ def work(root: Path, acks: Path, point: str) -> None:
     _acknowledge(acks, "codes", catalog.commit_encodings([codes])[0].version)
     leases.release([f"series:{store_samples.SERIES}"])
     collect(workspace)
+
+
+def _link(linkage: Linkage) -> None:
+    """What an ingest writes there before the catalog knows of it; again where the killed one left it."""
+    entry = FileEntry("a.dcm", 1, 2, 3, "dicom", header={"series": "1.2.3"}).filed()
+    linkage.save_entries("source", [entry])
+    linkage.save_series([], "source")
+    linkage.save_outcomes("source", "settings", [GroupOutcome(entry.grouped, ())])
 
 
 def _acknowledge(acks: Path, tier: str, version: str) -> None:

@@ -240,5 +240,6 @@ def test_a_kill_at_any_point_loses_nothing_acknowledged_and_shows_nothing_half_d
 
 
 def test_the_crash_test_knows_every_step(crashed):
-    assert len(POINTS) >= 14
-    assert {point.split(".")[0] for point in POINTS} == {"commit", "volumes", "codes", "catalog", "collect"}
+    assert len(POINTS) >= 17
+    stores = {"commit", "volumes", "codes", "catalog", "collect", "linkage"}
+    assert {point.split(".")[0] for point in POINTS} == stores

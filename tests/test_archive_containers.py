@@ -18,8 +18,9 @@ from tiny import SERIES, save, save_all, tiny
 from archive import containers
 from archive.containers import Unpacked
 from archive.plans import FileEntry
-from archive.scan import read_series, scan
+from archive.scan import look, read_series, scan
 from archive.settings import IngestSettings
+from archive.walk import Seen
 
 KINDS = {"all.zip": "", "all.tar": "w", "all.tgz": "w:gz", "all.tar.bz2": "w:bz2", "all.tar.xz": "w:xz", "none": "w:gz"}
 
@@ -132,6 +133,51 @@ def test_a_bad_archive_is_refused_whole(tmp_path, make, code):
     result = scan(tmp_path / "in", settings=IngestSettings(max_archive_bytes=4_000_000))
     assert [finding.code for finding in result.findings] == [code]
     assert result.plans == ()
+
+
+def _with_a_bad_member(folder: Path, locked: bool) -> Path:
+    """A zip of four slices and a fifth file that is locked, or has a flipped bit; the others are whole."""
+    path = folder / "x.zip"
+    save_all([tiny(index) for index in range(4)], folder.parent / "plain")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("000.dcm", "001.dcm"):
+            archive.write(folder.parent / "plain" / name, name)
+        archive.writestr("bad.dcm", save(tiny(9, SeriesInstanceUID="1.2.9"), folder.parent / "bad.dcm").read_bytes())
+        for name in ("002.dcm", "003.dcm"):
+            archive.write(folder.parent / "plain" / name, name)
+        (info,) = (info for info in archive.infolist() if info.filename == "bad.dcm")
+    raw = bytearray(path.read_bytes())
+    if locked:  # general purpose bit 0, in the local header and in the directory
+        raw[info.header_offset + 6] |= 1
+        raw[raw.rindex(b"bad.dcm") - 46 + 8] |= 1
+    else:
+        raw[info.header_offset + 300] ^= 1
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(("locked", "code"), [(True, "ARCHIVE_NOT_UNPACKED"), (False, "TRUNCATED")])
+def test_a_bad_member_of_a_zip_is_refused_alone(tmp_path, locked, code):
+    (tmp_path / "in").mkdir()
+    _with_a_bad_member(tmp_path / "in", locked)
+    result = scan(tmp_path / "in")
+    assert [(finding.code, finding.paths) for finding in result.findings] == [(code, ("x.zip!/bad.dcm",))]
+    (plan,) = result.plans
+    assert read_series(plan).voxels.shape == (4, 6, 5)
+    assert result.files == 5
+
+
+def test_containers_are_looked_into_where_one_says(tmp_path, monkeypatch):
+    """Not in the system's temporary folder, which may be small, and is not the workspace's."""
+    (tmp_path / "in").mkdir()
+    path = pack(save_all([tiny(index) for index in range(3)], tmp_path / "plain"), tmp_path / "in" / "x.zip", "")
+    monkeypatch.setattr(containers.tempfile, "mkdtemp", lambda **_: pytest.fail("used"))
+    status = path.stat()
+    seen = Seen("x.zip", status.st_size, status.st_mtime_ns, status.st_ino)
+    entries = look(path.parent, seen, scratch=tmp_path / "scratch")
+    assert [entry.kind for entry in entries] == ["container", "dicom", "dicom", "dicom"]
+    assert (tmp_path / "scratch").is_dir()
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_bomb_is_known_by_its_ratio(monkeypatch, tmp_path):

@@ -54,3 +54,22 @@ def test_what_a_living_run_holds_is_not_erased_under_it(home):
     assert caught.value.code == "LEASED"
     assert (home.volumes / name_of(row.series)).exists()
     assert erase(home, series=row.series).series == 1
+
+
+def test_slices_shown_by_a_killed_training_go_too(home):
+    row = home.catalog.series(group="ct")[0]
+    shown = {group: home.training / f"{group}-0123456789abcdef" / "progress.png" for group in ("ct", "mr")}
+    for path in shown.values():
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"a slice of somebody")
+    erase(home, series=row.series)
+    assert [group for group, path in shown.items() if path.exists()] == ["mr"]
+
+
+def test_a_patient_in_two_sources_is_gone_from_both(home, tmp_path):
+    shutil.copytree(tmp_path / "in" / "a", tmp_path / "other")
+    other = home.register_source(tmp_path / "other")
+    ingest.fn(workspace=str(home.root), sources=[other], settings=INLINE)
+    erase(home, patient=home.catalog.series(group="ct")[0].patient)
+    assert not home.linkage.entries(other)
+    assert home.catalog.series(group="ct") == []

@@ -162,3 +162,16 @@ def test_forget_takes_exactly_one_of_series_and_patient(linkage):
     for wanted in ({}, {"series_id": "a", "patient": "b"}):
         with pytest.raises(ValueError):
             linkage.forget(**wanted)
+
+
+def test_a_folder_keeps_its_origin_under_another_alias_and_no_other_folder_gets_it(linkage):
+    linkage.register("a", "/x")
+    linkage.register("b", "/x")
+    assert (linkage.origin("a"), linkage.origin("b")) == ("a", "a")
+    linkage.register("a", "/y")  # a stands for another folder now; what lay in the first is b's
+    assert linkage.origin("b") == "a" != linkage.origin("a")
+    linkage.register("c", "/y")
+    assert linkage.origin("c") == linkage.origin("a")
+    linkage.register("d", "/d")
+    linkage.register("d", "/moved")  # the same source, mounted elsewhere
+    assert linkage.origin("d") == "d"

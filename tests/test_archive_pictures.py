@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zipfile
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from archive.errors import InputError
+from archive.keys import Pseudonyms
 from archive.scan import read_series, scan
 from archive.settings import IngestSettings
 
@@ -59,6 +65,58 @@ def test_each_picture_is_its_own_series_and_patient(tmp_path):
     plans = scan(tmp_path, alias="here").plans
     assert len({plan.series for plan in plans}) == len({plan.patient for plan in plans}) == 2
     assert {plan.identity for plan in plans} == {("here", "a.png"), ("here", "b.png")}
+
+
+def test_the_folder_of_a_picture_is_its_class_under_a_pseudonym(tmp_path):
+    """As torchvision's ImageFolder has it; alike in every source, and never by its name."""
+    places = ("Hand/a.png", "Hand/b.png", "test/Hand/c.png", "Müller^Eva/d.png", "top.png")
+    for name in places:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY).save(tmp_path / name)
+    keys = Pseudonyms(b"of no worth to anybody")
+    plans = {plan.files[0]: plan for plan in scan(tmp_path, alias="here", pseudonyms=keys).plans}
+    found = [read_series(plans[name]).acquisition for name in places]
+    assert found[0] == found[1] == found[2] != found[3]
+    assert found[4] == {}
+    assert re.fullmatch("[0-9a-f]{16}", str(found[0]["class"]))
+    other = scan(tmp_path, alias="here", pseudonyms=Pseudonyms(b"another, as worthless"))
+    assert found[0]["class"] not in {read_series(plan).acquisition.get("class") for plan in other.plans}
+
+
+def test_a_packed_picture_has_the_class_of_its_folder_within(tmp_path):
+    for name in ("Hand/a.png", "top.png"):
+        (tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY).save(tmp_path / "plain" / name)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted((tmp_path / "plain").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path / "plain"))
+    keys = Pseudonyms(b"of no worth to anybody")
+    plain, packed = (scan(place, pseudonyms=keys) for place in (tmp_path / "plain", tmp_path / "all.zip"))
+    classes = [
+        {str(read_series(plan).acquisition.get("class", "")) for plan in result.plans} for result in (plain, packed)
+    ]
+    assert classes[0] == classes[1]
+    assert len(classes[0]) == 2
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_16_bit_grey_with_alpha_keeps_its_bits(tmp_path, interlaced):
+    """Pillow gives the high bytes only; written by hand, as Pillow cannot write it."""
+    alpha = RANDOM.integers(0, 65536, WIDE.shape).astype(np.uint16)
+    pixels = np.stack([WIDE, alpha], axis=-1)
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [pixels[y::down, x::right] for y, x, down, right in passes] if interlaced else [pixels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in parts if part.size for row in part)
+    header = struct.pack(">IIBBBBB", WIDE.shape[1], WIDE.shape[0], 16, 4, 0, 0, int(interlaced))
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    (tmp_path / "wide.png").write_bytes(data)
+    (plan,) = scan(tmp_path).plans
+    volume = read_series(plan)
+    assert (volume.voxels.dtype, volume.bits_stored) == (np.uint16, 16)
+    assert np.array_equal(volume.voxels[0], WIDE)
+    assert plan.voxels == WIDE.size
 
 
 def _save_pages(path, **options):

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from phantoms import ct_volume, mr_volume, pet_volume, write_ct_series
+from pydicom.dataset import Dataset
 from tiny import SERIES, save, tiny
 
 from archive.geometry import Geometry
@@ -137,6 +138,62 @@ def test_any_split_into_runs_ends_in_the_same_store(files, tmp_path_factory, see
     assert Workspace.open(root).catalog.quarantine() == []
     last = ingest.fn(workspace=str(root), sources=[alias], settings=["cluster=inline"])
     assert (last.counts["ingested"], last.counts["unchanged"]) == (0, 5)
+
+
+def on_borders(chance: random.Random) -> list[Dataset]:
+    """Slices whose orientation, spacing and echo time are one, but each is rounded to either side of a border."""
+
+    def near(value: float, jitter: float) -> float:
+        return value + chance.choice((-1, 1)) * jitter
+
+    found = []
+    for place in range(6):
+        sine, cosine = near(0.1005, 2e-6), 0.994937  # a key holds three digits of it
+        found.append(
+            tiny(
+                place,
+                Modality="MR",
+                EchoTime=near(2.465, 1e-3),
+                PixelSpacing=[near(0.70005, 2e-6), 0.75],
+                ImageOrientationPatient=[cosine, sine, 0.0, -sine, cosine, 0.0],
+            )
+        )
+    return found
+
+
+@examples(max_examples=12, deadline=None, suppress_health_check=SLOW)
+@given(seed=st.integers(0, 2**32), nights=st.integers(2, 4))
+def test_slices_that_come_later_rename_nothing(tmp_path_factory, seed, nights):
+    """On the border of a rounding too: the key that a series had on its first night stays, and no other appears."""
+    chance = random.Random(seed)
+    datasets = on_borders(chance)
+    root = tmp_path_factory.mktemp("home") / "ws"
+    source = tmp_path_factory.mktemp("borders")
+    alias = Workspace.open(root, create=True).register_source(source)
+    night = [chance.randrange(nights) for _ in datasets]
+    keys: set[str] = set()
+    for now in range(nights):
+        for number, dataset in enumerate(datasets):
+            if night[number] == now:
+                save(dataset, source / f"{number}.dcm")
+        ingest.fn(workspace=str(root), sources=[alias], settings=["cluster=inline"])
+        stored = _stored(root)
+        assert keys <= set(stored)
+        keys = set(stored)
+    once = Workspace.open(tmp_path_factory.mktemp("once") / "ws", create=True)
+    renamed = tmp_path_factory.mktemp("renamed")
+    for name, number in enumerate(chance.sample(range(len(datasets)), len(datasets))):
+        save(datasets[number], renamed / f"{name}.dcm")
+    ingest.fn(workspace=str(once.root), sources=[once.register_source(renamed)], settings=["cluster=inline"])
+    assert len(keys) == 1
+    assert list(stored.values()) == list(_stored(once.root).values())
+
+
+def test_values_that_are_one_share_a_grid_whichever_side_of_a_border(tmp_path):
+    for number, dataset in enumerate(on_borders(random.Random(1))):
+        save(dataset, tmp_path / f"{number}.dcm")
+    (plan,) = scan(tmp_path, pseudonyms=KEYS).plans
+    assert len(plan.files) == 6
 
 
 def _stored(root: Path) -> dict[str, str]:

@@ -350,3 +350,52 @@ def test_two_tube_voltages_are_two_grids_and_not_two_times(tmp_path):
     plans = scan(tmp_path).plans
     assert sorted(plan.details["acquisition"]["kvp"] for plan in plans) == [80, 140]
     assert [plan.details["axes"] for plan in plans] == ["zyx", "zyx"]
+
+
+def test_images_of_several_energies_are_told_apart_by_image_type_and_energy(tmp_path):
+    """Monoenergetic images of two energies, and a map, of one acquisition: value 4 of ImageType, (0018,937C)."""
+    kinds = [("VMI", 50.0), ("VMI", 70.0), ("EFF_ATOMIC_NUM", None)]
+    files = [
+        tiny(
+            index,
+            ImageType=["DERIVED", "PRIMARY", "AXIAL", kind],
+            MonoenergeticEnergyEquivalent=energy,
+            SOPInstanceUID=f"1.2.3.{number}.{index}",
+            AcquisitionNumber=number,
+        )
+        for number, (kind, energy) in enumerate(kinds)
+        for index in range(4)
+    ]
+    save_all(files, tmp_path)
+    result = scan(tmp_path)
+    assert result.findings == ()
+    assert [plan.details["axes"] for plan in result.plans] == ["zyx"] * 3
+    energies = {plan.details["acquisition"].get("monoenergetic_kev") for plan in result.plans}
+    assert energies == {50.0, 70.0, None}
+
+
+def test_other_words_in_image_type_of_ct_split_nothing(tmp_path):
+    files = [tiny(index, ImageType=["ORIGINAL", "PRIMARY", "AXIAL", f"CT_SOM{index}"]) for index in range(4)]
+    (plan,) = scan(save_all(files, tmp_path)).plans
+    assert len(plan.files) == 4
+
+
+@pytest.mark.parametrize(("maker", "ordered"), [("CANON_MEC", True), ("TOSHIBA", True), ("SIEMENS", False)])
+def test_canon_states_no_b_value_where_it_is_zero(tmp_path, maker, ordered):
+    files = [
+        tiny(
+            index,
+            Modality="MR",
+            Manufacturer=maker,
+            DiffusionBValue=b or None,
+            SOPInstanceUID=f"1.2.3.{int(b)}.{index}",
+            InstanceNumber=(7 * (index + int(b))) % 11,
+        )
+        for b in (1000.0, 0.0)
+        for index in range(4)
+    ]
+    plans = scan(save_all(files, tmp_path)).plans
+    if ordered:
+        assert [frame["b_value"] for frame in plans[0].details["frames"]] == [0.0, 1000.0]
+    else:
+        assert all("b_value" not in frame for plan in plans for frame in plan.details["frames"])

@@ -40,8 +40,11 @@ def whole(root: Path) -> bool:
     return verify.fn(workspace=str(root), settings=[*QUICK, "verify.read_data=true"]).damaged == 0
 
 
+LINKAGE = ["linkage.entries", "linkage.series", "linkage.outcomes"]
+
+
 @pytest.mark.parametrize(
-    "fault", ["commit.written", "commit.renamed", "catalog.volumes.inside", "catalog.volumes.after"]
+    "fault", ["commit.written", "commit.renamed", "catalog.volumes.inside", "catalog.volumes.after", *LINKAGE]
 )
 def test_a_killed_ingest_goes_on(tmp_path, archive_folder, fault):
     root = tmp_path / "ws"

@@ -1,4 +1,4 @@
-"""Choosing codebook size and width: folds that share nobody, the one-standard-error rule, one real evaluation."""
+"""Choosing sizes: the grid, folds that share nobody, candidates that train what they say, one real evaluation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from phantoms import ct_volume
 from archive.errors import ConfigError
 from archive.settings import TrainSettings
 from model.config import resolve
-from model.select import Candidate, Result, choose, configured, evaluate, folds, grid, scores
+from model.select import Candidate, configured, evaluate, folds, grid
 
-SETTINGS = TrainSettings(device="cpu", threads=1, cache_bytes=2**24, preset="tiny", steps=150)
+SETTINGS = TrainSettings(device="cpu", threads=1, cache_bytes=2**24, preset="tiny", steps=100)
 
 
 @given(
@@ -45,65 +45,52 @@ def test_too_little_to_cross_validate_is_said(patients, k):
 
 def test_the_grid_starts_from_the_preset():
     config = resolve("ct-2d")
-    assert [(c.codebook_size, c.width) for c in grid([], [], config)] == [
-        (256, 64), (512, 64), (1024, 64), (256, 128), (512, 128), (1024, 128)
+    own = (config.levels, config.downsample)
+    size, width = config.codebook_size, config.width
+    assert grid(config) == [
+        Candidate(w, k, *own) for w in (width // 2, width) for k in (size // 4, size // 2, size)
     ]  # fmt: skip
-    assert grid([32, 8, 32], [16], config) == [Candidate(16, 8), Candidate(16, 32)]
-    for sizes, widths in (([1], []), ([65536], []), ([], [7])):
-        with pytest.raises(ConfigError, match="BAD_USAGE"):
-            grid(sizes, widths, config)
-
-
-def test_a_candidate_is_what_its_settings_train():
-    config = resolve("mr-2d", SETTINGS, channels=1, intensity="robust")
-    candidate = Candidate(32, 256)
-    written = SETTINGS.model_copy(update={"codebook_size": 256, "width": 32})
-    assert candidate.settings() == {"codebook_size": 256, "width": 32}
-    assert configured(candidate, config, SETTINGS) == resolve("mr-2d", written, channels=1, intensity="robust")
-
-
-def rows(width: int, size: int, psnrs: list[float], bits: float, code: str = "") -> list[Result]:
-    return [
-        Result(
-            Candidate(width, size),
-            fold,
-            psnr,
-            bits_per_voxel=bits,
-            codebook_use=0.5,
-            steps=7,
-            code=code if not fold else "",
-        )
-        for fold, psnr in enumerate(psnrs)
+    assert grid(config, [32, 8, 32], [16]) == [Candidate(16, 8, *own), Candidate(16, 32, *own)]
+    cells = [(1, 8, 8), (1, 4, 4)]
+    assert grid(config, [32], [16], [2, 1], cells) == [
+        Candidate(16, 32, levels, cell) for levels in (1, 2) for cell in reversed(cells)
     ]
 
 
 @pytest.mark.parametrize(
-    ("results", "chosen"),
-    [
-        # 41 +- 0.577: 40.5 is within it, 40.0 is not.
-        (rows(64, 1024, [40, 41, 42], 0.12) + rows(64, 512, [39.5, 40.5, 41.5], 0.10), 512),
-        (rows(64, 1024, [40, 41, 42], 0.12) + rows(64, 512, [39.0, 40.0, 41.0], 0.10), 1024),
-        # Better and cheaper.
-        (rows(64, 1024, [40, 40, 40], 0.12) + rows(64, 512, [41, 41, 41], 0.10), 512),
-        # The best has more bits than another equally good one, and one of them failed in a fold.
-        (rows(64, 512, [41, 41, 41], 0.12) + rows(64, 256, [41, 41, 41], 0.01, code="NON_FINITE"), 512),
-        # Equal in everything: the smaller codebook.
-        (rows(64, 512, [41, 41], 0.1) + rows(64, 256, [41, 41], 0.1), 256),
-    ],
+    "given", [{"sizes": [1]}, {"sizes": [65536]}, {"widths": [7]}, {"levels": [0]}, {"downsamples": [(1, 0, 8)]}]
 )
-def test_the_fewest_bits_within_one_standard_error(results, chosen):
-    found = choose(results)
-    assert found is not None and found.candidate.codebook_size == chosen
+def test_a_value_that_no_model_can_have_is_refused(given):
+    with pytest.raises(ConfigError, match="BAD_USAGE") as caught:
+        grid(resolve("ct-2d"), **given)
+    assert caught.value.hint
 
 
-def test_scores_are_means_with_their_error_and_failures_are_counted():
-    (score,) = scores(rows(64, 512, [38, 40, 42], 0.25))
-    assert (score.psnr_mean, score.bits_per_voxel, score.folds, score.failed) == (40, 0.25, 3, 0)
-    assert score.steps == 7
-    assert score.psnr_se == pytest.approx(2 / math.sqrt(3))
-    failed = [Result(Candidate(64, 512), fold, code="NON_FINITE") for fold in range(3)]
-    assert scores(failed)[0].failed == 3 and math.isnan(scores(failed)[0].psnr_mean)
-    assert choose(failed) is None
+@pytest.mark.parametrize(
+    ("preset", "cell"),
+    [("mr-2d", (1, 8, 8)), ("mr-2d", (1, 4, 4)), ("mr-2d", (1, 16, 16)), ("mr-2d", (1, 2, 2)), ("mr-2d", (1, 1, 2)),
+     ("ct-3d", (4, 8, 8)), ("ct-3d", (2, 4, 4)), ("ct-3d", (1, 8, 8))],
+)  # fmt: skip
+def test_a_candidate_is_what_its_settings_train(preset, cell):
+    config = resolve(preset, SETTINGS, channels=1, intensity="robust")
+    candidate = Candidate(32, 256, 3, cell)
+    written = SETTINGS.model_copy(update={"codebook_size": 256, "width": 32, "levels": 3, "downsample": cell})
+    assert candidate.settings() == {"codebook_size": 256, "width": 32, "levels": 3, "downsample": list(cell)}
+    made = configured(candidate, config, SETTINGS)
+    assert made == resolve(preset, written, channels=1, intensity="robust")
+    assert (made.downsample, made.levels, made.codebook_size, made.width) == (cell, 3, 256, 32)
+
+
+def test_the_presets_own_downsampling_changes_nothing():
+    for preset in ("ct-2d", "ct-3d", "mr-2d", "mr-3d", "pet-3d"):
+        config = resolve(preset)
+        assert resolve(preset, TrainSettings(downsample=config.downsample)) == config
+
+
+@pytest.mark.parametrize("cell", [(2, 8, 8), (1, 3, 3)])
+def test_a_downsampling_that_does_not_fit_the_preset_is_refused(cell):
+    with pytest.raises(ConfigError, match="BAD_VALUE"):
+        configured(Candidate(32, 256, 1, cell), resolve("ct-2d"), SETTINGS)
 
 
 def test_a_candidate_is_trained_and_measured_on_volumes_it_never_saw(tmp_path: Path, monkeypatch):
@@ -111,8 +98,12 @@ def test_a_candidate_is_trained_and_measured_on_volumes_it_never_saw(tmp_path: P
     volumes = {str(seed): ct_volume(seed=seed) for seed in range(3)}
     training, testing = {k: volumes[k] for k in "01"}, {"2": volumes["2"]}
     config = resolve("tiny", SETTINGS, channels=1, intensity="hu")
-    few, many = (evaluate(Candidate(16, size), training, testing, config, SETTINGS, 60.0, fold=1) for size in (2, 64))
-    assert (few.steps, few.fold, few.candidate, few.code) == (150, 1, Candidate(16, 2), "")
+    few, many = (
+        evaluate(Candidate(16, size, 1, config.downsample), training, testing, config, SETTINGS, 60.0, fold=1)
+        for size in (2, 64)
+    )
+    assert (few.steps, few.fold, few.candidate, few.code) == (100, 1, Candidate(16, 2, 1, config.downsample), "")
+    assert (few.seed, few.seconds) == (SETTINGS.seed, 60.0)
     cell = math.prod(config.downsample)
     assert 0 <= few.bits_per_voxel <= 1 / cell and few.bits_per_voxel < many.bits_per_voxel <= 6 / cell
     assert many.psnr > 15

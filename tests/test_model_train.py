@@ -61,11 +61,14 @@ def test_it_learns_saves_and_says_what_it_reached(tmp_path: Path) -> None:
     assert (result.steps, result.resumed_from, result.held_out_patients) == (150, 0, 0)
     assert result.psnr > 18 and 0 < result.codebook_use <= 1 and 0 < result.bits_per_voxel <= 6 / 64
     assert {path.name for path in result.folder.iterdir()} == {
-        "model.safetensors", "config.json", "README.md", "metrics.jsonl", "progress.png"
+        "model.safetensors", "config.json", "README.md", "metrics.jsonl", "progress.png",
+        "events.out.tfevents.0",
     }  # fmt: skip
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 150 and lines[-1]["loss"] < lines[0]["loss"] / 3
-    assert set(lines[-1]) == {"step", "seconds", "loss", "l_rec", "l_quant", "psnr", "perplexity", "use"}
+    assert set(lines[-1]) == {
+        *("step", "seconds", "loss", "l_rec", "l_quant", "psnr", "rate", "skipped", "rollbacks", "perplexity", "use")
+    }
     assert seen[-1][0] == 150 and seen[-1][1] == 150
     assert "not for diagnosis" in (result.folder / "README.md").read_text()
     assert not (tmp_path / "work" / checkpoint.FILE).exists()
@@ -77,33 +80,143 @@ def test_it_learns_saves_and_says_what_it_reached(tmp_path: Path) -> None:
     assert encode_volume(loaded, unseen).model == result.model
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    volumes = phantoms(2)
-    patients = dict.fromkeys(volumes, "p")
-    config = tiny(steps=40)
-    whole = train(volumes, patients, config, SETTINGS, tmp_path / "a", 600.0)
+class Killed(Exception):
+    """The process is gone."""
 
-    class Killed(Exception):
-        pass
 
-    original = _Training._advance
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, *arguments) -> None:
+    """A training that saves before the step and ends there."""
 
-    def advance(self, batch, share):
-        if self.step == 23:
+    def advance(self, batches, share):
+        if self.step == step:
             self._save()
             raise Killed
-        return original(self, batch, share)
+        return original(self, batches, share)
 
-    monkeypatch.setattr(_Training, "_share", lambda self: self.step / self.config.steps)
-    straight = train(volumes, patients, config, SETTINGS, tmp_path / "b", 600.0)
+    original = _Training._advance
+    with monkeypatch.context() as patched:
+        patched.setattr(_Training, "_advance", advance)
+        with pytest.raises(Killed):
+            train(*arguments)
+
+
+# quantize_after is 5 for tiny: before the codebooks start, at their start, and after.
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (3, {}),
+        (5, {}),
+        (13, {"optimizer": "adamw", "accumulate": 2, "levels": 2}),
+        (13, {"optimizer": "adam", "quantizer": "vq", "adversarial": 0.5, "adversarial_after": 8}),
+        (23, {"optimizer": "sgd", "epochs": 7, "steps": None, "schedule": "constant", "batch_size": 2}),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    step: int, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = phantoms(2)
+    patients = dict.fromkeys(volumes, "p")
+    config = tiny(**{"steps": 16, **changes})
+    straight = train(volumes, patients, config, SETTINGS, tmp_path / "a", 600.0)
+    killed_at(step, monkeypatch, volumes, patients, config, SETTINGS, tmp_path / "b", 600.0)
+    resumed = train(volumes, patients, config, SETTINGS, tmp_path / "b", 600.0)
+    assert resumed.resumed_from == step
+    assert resumed.model == straight.model, "the same weights, bit for bit: the id is their hash"
+    assert straight.steps == resumed.steps == (config.steps or 28)  # 4 steps make an epoch of 2 x 4 slices
+    assert straight.ended_by == "steps"
+
+
+def state_of(training: _Training) -> dict[str, torch.Tensor]:
+    """A copy of everything that learning goes on from."""
+    return training.learner.snapshot()
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "vq"])
+def test_a_poisoned_batch_changes_nothing(quantizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _Training._advance
+    seen: dict[str, dict] = {}
+
+    def advance(self, batches, share):
+        if self.step != 9:
+            return original(self, batches, share)
+        seen["before"] = state_of(self)
+        output = original(self, [batch * float("inf") for batch in batches], share)
+        seen["after"] = state_of(self)
+        return output
+
     monkeypatch.setattr(_Training, "_advance", advance)
-    with pytest.raises(Killed):
-        train(volumes, patients, config, SETTINGS, tmp_path / "c", 600.0)
-    monkeypatch.setattr(_Training, "_advance", original)
-    resumed = train(volumes, patients, config, SETTINGS, tmp_path / "c", 600.0)
-    assert resumed.resumed_from == 23
-    assert resumed.model == straight.model
-    assert whole.steps == resumed.steps == 40
+    result = train(phantoms(1), {}, tiny(steps=12, quantizer=quantizer), SETTINGS, tmp_path, 60.0)
+    assert (result.skipped, result.rollbacks, result.steps) == (1, 0, 12)
+    assert any("codebooks" in name for name in seen["before"]) and any("optimiser" in name for name in seen["before"])
+    for name, tensor in seen["before"].items():
+        assert torch.equal(tensor, seen["after"][name]), name
+    assert "| steps skipped | 1 |" in (result.folder / "README.md").read_text()
+
+
+def test_weights_that_went_wrong_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.guard.KEEP_STEPS", 10)
+    monkeypatch.setattr("model.guard.SPIKE_STEPS", 3)
+    original = _Training._advance
+    rates = []
+
+    def advance(self, batches, share):
+        if self.step == 33:
+            with torch.no_grad():
+                for parameter in self.learner.model.decoder.parameters():
+                    parameter.mul_(5)
+        output = original(self, batches, share)
+        rates.append(self.guard.rate)
+        return output
+
+    monkeypatch.setattr(_Training, "_advance", advance)
+    result = train(phantoms(1), {}, tiny(steps=44, learning_rate=1e-4), SETTINGS, tmp_path, 60.0)
+    assert result.rollbacks == 1 and rates[32] == 1.0 and rates[-1] == 0.5
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["rollbacks"] == 0
+    assert "| rollbacks | 1 |" in (result.folder / "README.md").read_text()
+
+
+def test_training_ends_when_held_out_patients_gain_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([20.0, 25.0, 24.0, 24.5, 23.0, 22.0])
+    monkeypatch.setattr("model.validation.psnr", lambda *_: next(looks))
+    volumes = phantoms(10)
+    config = tiny(steps=300, patience=2, validate_every=8)
+    kept: dict[str, dict] = {}
+    original = _Training.finish
+
+    def finish(self, ended_by):
+        kept["best"] = dict(self.early.best)
+        return original(self, ended_by)
+
+    monkeypatch.setattr(_Training, "finish", finish)
+    result = train(volumes, {name: name for name in volumes}, config, SETTINGS, tmp_path, 60.0)
+    # Looks at steps 8, 16 (the best), 24 and 32; then enough, and a last look at what training ended with.
+    assert (result.ended_by, result.steps, result.held_out_patients) == ("patience", 32, 1)
+    weights = bundle.load(result.folder).state_dict()
+    assert kept["best"], "the weights of the best look are the ones that are published"
+    for name, tensor in kept["best"].items():
+        if name not in bundle._LEARNING_ONLY:
+            assert torch.equal(weights[name], tensor), name
+
+
+def test_an_epoch_is_as_many_patches_as_slices_and_is_told(tmp_path: Path) -> None:
+    told = []
+    config = tiny(epochs=3, batch_size=4)  # 2 volumes of 4 slices: 2 steps an epoch
+    result = train(
+        phantoms(2), {}, config, SETTINGS, tmp_path, 60.0, progress=lambda step, _, __, metrics: told.append(metrics)
+    )
+    epochs = [metrics for metrics in told if "epoch" in metrics]
+    assert result.steps == 6 and [metrics["epoch"] for metrics in epochs] == [1, 2, 3]
+    assert all(metrics["epochs"] == 3 and metrics["loss"] > 0 for metrics in epochs)
+    assert result.input_shape == result.output_shape == (4, 1, 32, 32)
+
+
+def test_event_files_hold_what_metrics_say_and_no_host(tmp_path: Path) -> None:
+    result = train(phantoms(1), {}, tiny(steps=25), SETTINGS, tmp_path, 60.0)
+    data = (result.folder / "events.out.tfevents.0").read_bytes()
+    assert all(word in data for word in (b"psnr", b"perplexity/level_1", b"codes/level_1", b"use/level_1"))
+    assert b"image" not in data
+    assert [path.name for path in result.folder.glob("*tfevents*")] == ["events.out.tfevents.0"]
 
 
 def test_it_keeps_to_its_seconds(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_archive_containers import pack
 from tiny import SERIES, save, save_all, tiny
 
@@ -115,3 +117,36 @@ def test_planning_keeps_what_it_computed(home, tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "pixel_digest", lambda *args: calls.append(1) or honest(*args))
     run(home)
     assert len(calls) == 2  # of the new copy and what it copies; not of those compared before
+
+
+def test_a_folder_under_a_new_alias_does_not_come_in_twice(home, tmp_path):
+    """Pictures carry no identifiers: what names them must not change with what the folder is called."""
+    Image.fromarray(np.arange(63, dtype=np.uint8).reshape(7, 9)).save(tmp_path / "in" / "a.png")
+    assert run(home) == (2, 2, 0, 0)
+    before = {row.series for row in home.catalog.series()}
+    home.register_source(tmp_path / "in", "renamed")
+    counts = ingest.fn(workspace=str(home.root), sources=["renamed"], settings=INLINE).counts
+    assert (counts["found"], counts["ingested"], counts["unchanged"]) == (2, 0, 2)
+    assert {row.series for row in home.catalog.series()} == before
+
+
+def test_a_series_that_moves_to_another_source_is_not_gone(home, tmp_path):
+    assert run(home) == (1, 1, 0, 0)
+    (tmp_path / "other").mkdir()
+    home.register_source(tmp_path / "other", "other")
+    shutil.move(tmp_path / "in" / "a", tmp_path / "other" / "a")
+    run(home)
+    assert [row.reason for row in home.catalog.series()] == ["SOURCE_GONE"]
+    ingest.fn(workspace=str(home.root), sources=["other"], settings=INLINE)
+    assert [(row.reason, row.source) for row in home.catalog.series()] == [("", "other")]
+
+
+def test_a_series_in_two_sources_stays_when_one_of_them_loses_it(home, tmp_path):
+    shutil.copytree(tmp_path / "in", tmp_path / "other")
+    home.register_source(tmp_path / "other", "other")
+    both = ["src", "other"]
+    ingest.fn(workspace=str(home.root), sources=both, settings=INLINE)
+    shutil.rmtree(tmp_path / "other" / "a")
+    ingest.fn(workspace=str(home.root), sources=["other"], settings=INLINE)
+    run(home)
+    assert [row.reason for row in home.catalog.series()] == [""]
