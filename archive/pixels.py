@@ -226,6 +226,8 @@ def _aligned(array: np.ndarray, stored: int, high: int | None, signed: int) -> n
     kind = f"{'i' if signed else 'u'}{array.dtype.itemsize}"
     if stored == bits:
         return array.view(kind)
+    if not signed and high in (None, stored - 1):
+        return array & array.dtype.type(2**stored - 1)
     return (array << (bits - 1 - (stored - 1 if high is None else high))).view(kind) >> (bits - stored)
 
 
