@@ -52,7 +52,7 @@ def content_digest(volume: Volume) -> str:
     digest = blake3(_canonical(volume.attributes()))
     little = volume.voxels.dtype.newbyteorder("<")
     for part in volume.voxels:  # one t, c or z at a time: no second copy of the whole array
-        digest.update(memoryview(np.ascontiguousarray(part, dtype=little)).cast("B"))
+        digest.update(np.ascontiguousarray(part, dtype=little).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -306,7 +306,7 @@ def write_slices(
                 if one.dtype != part.dtype or one.shape != flat.shape[1:]:
                     raise InputError("DECODE_FAILED", "slices decode to different dtypes or shapes")
                 flat[index] = one
-            digest.update(memoryview(np.ascontiguousarray(part, dtype=little)).cast("B"))
+            digest.update(np.ascontiguousarray(part, dtype=little).reshape(-1).view(np.uint8).data)
             _write_region(array, folder, region, part)
         if digest.hexdigest() == stored:
             raise _AlreadyStored

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="of the slices that encoding is timed on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="where models of ours are kept, for benchmarks/fidelity.py")
     parser.add_argument("--workspace", type=Path, help="where the data stay ingested; none: a temporary folder")
     arguments = parser.parse_args()
     unknown = set(arguments.contestants) - set(CONTESTANTS)
@@ -79,7 +80,7 @@ def race(split: Split, arguments: argparse.Namespace) -> dict[str, Any]:
     for name in arguments.contestants:
         if name == "ours":
             for minutes in sorted({*arguments.race, *arguments.minutes}):
-                model, steps = ours(split, config, settings, minutes)
+                model, steps = ours(split, config, settings, minutes, arguments.keep)
                 rows.append(judged(name, Trained(model), split, config, arguments.slices, minutes, steps))
             speeds[name] = encode_speed(model.encode, model, config, arguments.side)
         elif name == "vqp":
@@ -115,10 +116,13 @@ def config_of(split: Split, preset: str | None, settings: TrainSettings) -> Mode
     return config
 
 
-def ours(split: Split, config: ModelConfig, settings: TrainSettings, minutes: float) -> tuple[VQVAE, int]:
-    """voxbook's own training for some minutes, everything included, and the steps it took."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = train(split.learn, split.patients, config, settings, Path(folder), 60.0 * minutes)
+def ours(
+    split: Split, config: ModelConfig, settings: TrainSettings, minutes: float, keep: Path | None
+) -> tuple[VQVAE, int]:
+    """voxbook's own training for some minutes, everything included, and the steps it took; the bundle is kept."""
+    with tempfile.TemporaryDirectory() as spare:
+        folder = keep / f"ours-{minutes:g}" if keep else Path(spare)
+        result = train(split.learn, split.patients, config, settings, folder, 60.0 * minutes)
         return bundle.load(result.folder), result.steps
 
 

@@ -14,7 +14,7 @@ from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish
 from flows.report import report
 from flows.verify import verify
-from tasks.stage import Outcome
+from tasks.stage import Outcome, recording
 
 Sample = Annotated[
     float, Field(gt=0, le=1, description="Share of the stored versions to verify, longest unchecked first.")
@@ -54,10 +54,8 @@ def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Ov
 
 def _run(stage_flow: Any, verb: str, **parameters: Any) -> Outcome:
     """A stage as a subflow in Prefect, or its body directly; one that fails is part of the night's account, not its end."""
-    from prefect.context import FlowRunContext
-
     try:
-        if FlowRunContext.get() is None:
+        if not recording():
             return stage_flow.fn(**parameters)
         result = stage_flow(**parameters, return_state=True).result(raise_on_failure=False)
         if isinstance(result, BaseException):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from archive.errors import REASONS, ConfigError
-from tasks.stage import Outcome, Stage
+from tasks.stage import Outcome, Stage, recording
 
 logger = logging.getLogger("voxbook")
 
@@ -65,13 +65,11 @@ def _outcome(state: Any) -> Any:
 
 def finish(outcome: Outcome, stage: Stage | None = None) -> Any:
     """End a flow: in Prefect with a state whose message is the outcome's sentence, else with the outcome itself."""
-    from prefect.context import FlowRunContext
-
     if stage is not None:
         stage.counts = {key: value for key, value in outcome.counts.items() if isinstance(value, int | float)}
         stage.state = "damaged" if outcome.damaged else "completed"
     logger.info(outcome.sentence)
-    if FlowRunContext.get() is None:
+    if not recording():
         return outcome
     from prefect.states import Completed, Failed
 

@@ -13,7 +13,7 @@ from typing import Any
 from flows.console import table
 from model.halving import Score, Sensitivity
 from model.select import Folds, Result
-from tasks.stage import Stage
+from tasks.stage import Stage, recording
 
 KEYS = ("codebook_size", "width", "levels", "downsample")
 FIGURES = ("psnr_mean", "psnr_se", "bits_per_voxel", "codebook_use", "seconds", "steps", "failed")
@@ -151,10 +151,9 @@ def cells(downsample: Sequence[int]) -> str:
 
 def publish_candidates(counts: dict[str, Any]) -> None:
     """The same table on the run's page in Prefect; nothing where nothing is recorded."""
-    from prefect.artifacts import create_table_artifact
-    from prefect.context import FlowRunContext
+    if recording():
+        from prefect.artifacts import create_table_artifact
 
-    if FlowRunContext.get() is not None:
         rows = [
             {"chosen": is_chosen(entry, counts), **entry, "downsample": cells(entry["downsample"])}
             for entry in counts["candidates"]

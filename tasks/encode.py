@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from archive import codes as code_store
 from archive.catalog_schema import EncodingCommit, ModelRow, SeriesRow
 from archive.commit import Committed
@@ -22,7 +19,7 @@ from archive.volumes import StoredVolume
 from tasks.cluster import batches_by_size
 from tasks.progress import advance
 from tasks.records import encoding_commit
-from tasks.stage import Stage
+from tasks.stage import Stage, recorded
 
 logger = logging.getLogger("voxbook")
 
@@ -108,7 +105,7 @@ def plan_jobs(stage: Stage, rows: Sequence[SeriesRow], model: ModelRow) -> tuple
     return jobs, len(rows) - len(jobs)
 
 
-@task(name="encode-group", task_run_name="encode {group}", cache_policy=NO_CACHE, persist_result=False)
+@recorded("encode-group", "encode {group}")
 def encode_group(stage: Stage, group: str, rows: Sequence[SeriesRow], model: ModelRow) -> EncodeCounts:
     """Encode what is new or stale of one group; every series is committed as soon as its batch is done."""
     gate = stage.settings.gate_of(group)

@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from archive.batches import Job, ingest_batch, look_batch, not_read
 from archive.commit import STAGE
 from archive.errors import InputError
@@ -24,7 +21,7 @@ from archive.walk import Listing, Seen, survey
 from tasks.cluster import cut
 from tasks.progress import advance
 from tasks.records import quarantine_row, volume_commit
-from tasks.stage import Stage
+from tasks.stage import Stage, recorded
 
 logger = logging.getLogger("voxbook")
 
@@ -49,7 +46,7 @@ class IngestCounts:
         return IngestCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
-@task(name="ingest-source", task_run_name="ingest {alias}", cache_policy=NO_CACHE, persist_result=False)
+@recorded("ingest-source", "ingest {alias}")
 def ingest_source(stage: Stage, alias: str) -> IngestCounts:
     """Bring the catalog and the volume store up to date with one source; what did not change is not opened."""
     linkage = stage.workspace.linkage

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from archive.catalog_schema import CertificateRow, SeriesRow
 from archive.codes import StoredCodes
@@ -24,7 +22,7 @@ from archive.volumes import StoredVolume
 from model.bundle import load
 from model.decode import decode_codes
 from tasks.figures import triptych
-from tasks.stage import Stage
+from tasks.stage import Stage, recorded
 
 logger = logging.getLogger("voxbook")
 
@@ -32,7 +30,7 @@ WORST = 12
 PACKAGES = ("prefect", "dask", "distributed", "torch", "zarr", "pydicom", "nibabel", "numpy", "sqlalchemy")
 
 
-@task(name="gather", cache_policy=NO_CACHE, persist_result=False)
+@recorded("gather")
 def gather(stage: Stage) -> dict[str, Any]:
     """Everything of report.json: summary, groups, series, quarantine, models, rates, stages, settings, versions."""
     rows = stage.catalog.series()
@@ -80,7 +78,7 @@ def gather(stage: Stage) -> dict[str, Any]:
     }
 
 
-@task(name="figures", cache_policy=NO_CACHE, persist_result=False)
+@recorded("figures")
 def gather_figures(stage: Stage, data: dict[str, Any]) -> list[dict[str, Any]]:
     """Original, decoded and difference of the middle slice of the worst series, by PSNR, as PNG in base64."""
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from archive.catalog_schema import SeriesRow
 from archive.errors import InputError
@@ -24,7 +22,7 @@ from model.config import ModelConfig
 from model.select import Candidate, Folds, Result, configured, evaluate
 from tasks.cluster import Cluster
 from tasks.progress import advance
-from tasks.stage import Stage
+from tasks.stage import Stage, recorded
 
 logger = logging.getLogger("voxbook")
 
@@ -140,7 +138,7 @@ def share_machine(settings: TrainSettings, cluster: ClusterSettings) -> TrainSet
     return settings.model_copy(update={"threads": threads, "cache_bytes": max(1, settings.cache_bytes // beside)})
 
 
-@task(name="cross-validate", task_run_name="cross-validate {words}", cache_policy=NO_CACHE, persist_result=False)
+@recorded("cross-validate", "cross-validate {words}")
 def cross_validate(stage: Stage, cluster: Cluster, ledger: Ledger, jobs: Sequence[SelectJob], words: str) -> Validated:
     """Train and measure what has no result yet; each result is written as it comes, so a killed run goes on.
 

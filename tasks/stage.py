@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from archive.errors import VoxbookError
 from archive.leases import Leases
@@ -17,6 +18,9 @@ from archive.workspace import Workspace
 from tasks.cluster import Cluster, open_cluster
 
 logger = logging.getLogger("voxbook")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,32 @@ def open_stage(verb: str, root: str | Path, overrides: Sequence[str] = (), *, cr
         catalog.end_run(run, stage.state, {**stage.counts, "seconds": stage.seconds, "reasons": dict(stage.reasons)})
 
 
-def call(task: Any, *args: Any, **kwargs: Any) -> Any:
-    """A task inside a Prefect flow run; the plain function behind it where nothing is recorded."""
-    from prefect.context import FlowRunContext
+def recorded(name: str, run_name: str | None = None) -> Callable[[Function], Function]:
+    """Mark a function as a task of Prefect, for `call`; it stays a plain function, and its module free of Prefect.
 
-    return task(*args, **kwargs) if FlowRunContext.get() else task.fn(*args, **kwargs)
+    Workers import these modules: Prefect would double the time that they take to start. run_name: a template over the
+    function's arguments; none: the name.
+    """
+
+    def mark(function: Function) -> Function:
+        function.__dict__["task_options"] = {"name": name, "task_run_name": run_name or name}
+        return function
+
+    return mark
+
+
+def recording() -> bool:
+    """Whether a Prefect flow run is under way here."""
+    context = sys.modules.get("prefect.context")  # nobody who has not imported it runs in a flow
+    return context is not None and context.FlowRunContext.get() is not None
+
+
+def call(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """A `recorded` function: as a task run inside a Prefect flow run, as itself where nothing is recorded."""
+    if not recording():
+        return function(*args, **kwargs)
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    as_task: Any = task(**function.__dict__["task_options"], cache_policy=NO_CACHE, persist_result=False)
+    return as_task(function)(*args, **kwargs)

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from archive.catalog_schema import ModelRow, SeriesRow
 from archive.errors import TransientError
 from archive.volumes import StoredVolume
@@ -20,7 +17,7 @@ from archive.workspace import Workspace
 from model.config import ModelConfig, intensity_for, preset_for, resolve
 from model.train import TrainResult, train
 from tasks.progress import advance, say
-from tasks.stage import Stage
+from tasks.stage import Stage, recorded
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def plan(stage: Stage | Workspace, group: str) -> Plan:
     return Plan(group, config, preset, key, rows, volumes, home.training / f"{group}-{key[:16]}")
 
 
-@task(name="train-group", task_run_name="train {group}", cache_policy=NO_CACHE, persist_result=False)
+@recorded("train-group", "train {group}")
 def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
     """Train, publish and register one group's model; the same settings on the same volumes do nothing again.
 

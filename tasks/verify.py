@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from archive.errors import VoxbookError
 from archive.verify import Check, Checked, plan, record, verify_version
 from tasks.cluster import batches_by_size
 from tasks.progress import advance
-from tasks.stage import Stage
+from tasks.stage import Stage, recorded
 
 BATCH_BYTES = 64 * 2**20
 
@@ -29,7 +26,7 @@ class Verified:
     broken_models: dict[str, str]
 
 
-@task(name="verify-stores", task_run_name="verify", cache_policy=NO_CACHE, persist_result=False)
+@recorded("verify-stores", "verify")
 def verify_stores(stage: Stage, deadline: float | None) -> Verified:
     """Check versions of both tiers in turn; stops at `deadline` (Unix time), and the next run goes on from there."""
     settings = stage.settings.verify

@@ -264,11 +264,11 @@ def test_a_rate_penalty_saves_bits_for_little_distance(kind: str) -> None:
             quantizer(latents)
         quantizer.eval()
         codes = quantizer.encode(latents)
-        rest = float((quantizer.decode(codes) - latents).square().mean())
+        rest = float((quantizer.decode(codes) - latents).square().mean().detach())
         return entropy(torch.bincount(codes.flatten(), minlength=64).numpy()), rest
 
-    (bits, rest), (fewer, more) = trained(0.0), trained(0.1)
-    assert fewer < 0.8 * bits and rest < more < 1.5 * rest
+    (bits, rest), (fewer, more) = trained(0.0), trained(0.2)
+    assert fewer < 0.82 * bits and rest < more < 1.1 * rest
 
 
 def test_prices_follow_use_and_travel_with_the_weights() -> None:

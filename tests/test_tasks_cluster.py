@@ -105,3 +105,9 @@ def test_a_scheduler_that_does_not_answer_is_an_error_with_a_hint(monkeypatch):
     with open_cluster(ClusterSettings(address="tcp://127.0.0.1:9")) as cluster, pytest.raises(StoreError) as caught:
         list(cluster.run(double, [[1]]))
     assert "cluster=local" in caught.value.hint
+
+
+def test_what_workers_import_leaves_prefect_out():
+    modules = "archive.batches, tasks.encode, tasks.ingest, tasks.select, tasks.verify"
+    code = f"import sys, {modules}; assert not [name for name in sys.modules if name.startswith('prefect')]"
+    subprocess.run([sys.executable, "-c", code], check=True)  # it would double the time that a worker takes to start
