@@ -95,6 +95,17 @@ class Catalog(CatalogCommits):
         with writing(self.engine) as connection:
             upsert(connection, sources, [row], keep=("registered_at",))
 
+    def unsee(self, source: str, names: Iterable[str]) -> list[str]:
+        """Note that a source no longer holds these series; returns those that no other source holds."""
+        names = list(names)
+        held: set[str] = set()
+        with writing(self.engine) as connection:
+            for part in parts(names):
+                these = sightings.c.series.in_(part)
+                connection.execute(delete(sightings).where(these, sightings.c.source == source))
+                held.update(connection.execute(select(sightings.c.series).where(these)).scalars())
+        return [name for name in names if name not in held]
+
     def start_run(self, verb: str) -> str:
         """Enter a run and return its id, which sorts by time: 20261122T130000-ab12cd."""
         me = Owner.me()
@@ -195,5 +206,4 @@ class Catalog(CatalogCommits):
                 dropped += len(old)
             orphaned = certificates.c.version.not_in(select(encodings.c.version))
             connection.execute(delete(certificates).where(orphaned))
-            connection.execute(delete(sightings).where(sightings.c.version.not_in(select(versions.c.version))))
         return dropped

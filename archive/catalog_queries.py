@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, and_, select
+from sqlalchemy import Connection, Engine, Select, Table, select
 
 from archive.catalog_engine import reading
 from archive.catalog_schema import (
@@ -138,14 +138,15 @@ class CatalogQueries:
         return self._rows(RunRow, select(runs).order_by(runs.c.started_at, runs.c.run))
 
     def known_fingerprints(self, source: str) -> dict[str, str]:
-        """Per series the fingerprint that this source's files had when they gave the current, undamaged version."""
+        """Per series the fingerprint that this source's files had when they were last read; not of damaged volumes.
+
+        Two sources may hold one series with different files: the one read last counts, and the other, while its files
+        stay as they are, does not come again and turn every night into a new version.
+        """
         query = (
             select(sightings.c.series, sightings.c.fingerprint)
-            .join(
-                series_table,
-                and_(series_table.c.series == sightings.c.series, series_table.c.volume_version == sightings.c.version),
-            )
-            .join(versions, versions.c.version == sightings.c.version)
+            .join(series_table, series_table.c.series == sightings.c.series)
+            .join(versions, versions.c.version == series_table.c.volume_version)
             .where(sightings.c.source == source, versions.c.damage == "")
         )
         with reading(self.engine) as connection:

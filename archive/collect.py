@@ -42,7 +42,7 @@ def collect(workspace: Workspace, dry_run: bool = False) -> Collected:
     """
     # The order matters. A run commits under a lease: a folder listed here whose lease is gone by the next line has
     # its row by the line after that.
-    stages = [folder for root in (workspace.volumes, workspace.codes) for folder in _dead_stages(root)]
+    stages = [folder for root in (workspace.volumes, workspace.codes) for folder in dead_stages(root)]
     listed = [*_versions("volume", workspace.volumes), *_versions("codes", workspace.codes)]
     leased = leased_series(workspace.catalog)
     if not dry_run:
@@ -68,7 +68,8 @@ def _versions(tier: str, root: Path) -> Iterator[_Version]:
             yield from (_Version(tier, series.name, folder.name, folder) for folder in _folders(series))
 
 
-def _dead_stages(root: Path) -> Iterator[Path]:
+def dead_stages(root: Path) -> Iterator[Path]:
+    """Stage folders of a store whose process is dead, or that nobody has touched for long."""
     for folder in _folders(root / STAGE):
         owner = Owner.from_tag(folder.name)
         alive = None if owner is None else owner.alive()

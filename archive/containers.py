@@ -103,9 +103,11 @@ def members(path: Path, most_bytes: int, skipped: Counter[str] | None = None) ->
             if count >= MAX_MEMBERS:
                 raise InputError("ARCHIVE_LIMIT", members=float(MAX_MEMBERS))
             name = _clean(member.name)
+            base = name
+            while names[name]:  # a zip may hold one name twice; both are files
+                names[base] += 1
+                name = f"{base}~{names[base]}"
             names[name] += 1
-            if names[name] > 1:  # a zip may hold one name twice; both are files
-                name = f"{name}~{names[name]}"
             yield Member(name, member.size, partial(budget.watched, member.open), member.apart)
 
 

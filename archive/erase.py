@@ -14,6 +14,8 @@ from archive import linkage as originals
 from archive.catalog_engine import reading, wipe_log, writing
 from archive.catalog_queries import parts
 from archive.catalog_tables import quarantine
+from archive.collect import dead_stages
+from archive.commit import remove_tree
 from archive.errors import StoreError, TransientError
 from archive.keys import Pseudonyms
 from archive.leases import Leases
@@ -156,6 +158,9 @@ def _erase(workspace: Workspace, marked: Marked, leases: Leases) -> Erased:
         workspace.catalog.end_run(leases.run, "failed", {"code": "LEASED"})
         raise TransientError("LEASED")
     stored = [row for row in workspace.catalog.series() if row.series in marked.series]
+    for root in (workspace.volumes, workspace.codes):  # what killed runs left unpacked or half written may be anybody's
+        for folder in dead_stages(root):
+            remove_tree(folder)
     folders = sum(_remove(root / name) for root in (workspace.volumes, workspace.codes) for name in names)
     groups = {row.group for row in stored}
     for model in workspace.catalog.models():

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-READER = 2  # counts up when headers are read in another way; entries of another number are read again
+READER = 3  # counts up when headers are read in another way; entries of another number are read again
 
 
 @dataclass(frozen=True)

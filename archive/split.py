@@ -116,9 +116,12 @@ def _chained(cells: set[Cell], tolerance: float) -> dict[Cell, Cell]:
             cell = leader[cell]
         return cell
 
+    some = [cell for cell in cells if cell]
+    # Swept along the component that differs most: a window along one that never does would hold every cell.
+    axis = max(range(len(some[0])) if some else (0,), key=lambda at: len({cell[at] for cell in some}))
     window: list[Cell] = []
-    for cell in sorted(cell for cell in cells if cell):
-        window = [other for other in window if cell[0] - other[0] <= tolerance]
+    for cell in sorted(some, key=lambda cell: (cell[axis], cell)):
+        window = [other for other in window if cell[axis] - other[axis] <= tolerance]
         for other in window:
             if all(abs(a - b) <= tolerance for a, b in zip(cell, other, strict=True)):
                 leader[find(cell)] = find(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -187,9 +188,12 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Cluster]:
     try:
         yield cluster
     finally:
-        cluster.close()
-        if _ahead is not None:
-            _local_cluster(settings, 0).close()
+        try:
+            cluster.close()
+        finally:
+            if _ahead is not None:
+                with contextlib.suppress(Exception):  # nobody needed them, not even to fail
+                    _local_cluster(settings, 0).close()
 
 
 def batches_by_size(items: Sequence[Item], size: Callable[[Item], int], limit: int, workers: int) -> list[list[Item]]:

@@ -250,8 +250,9 @@ class Source:
         catalog.seen(self.series)
         here = set(self.series) | {finding.key for finding in self.findings}
         everything = catalog.series()
-        rows = [row for row in everything if row.source == self.alias]
-        gone = [row.series for row in rows if row.series not in here and not row.reason]
+        mine = {row.series for row in everything if row.source == self.alias}
+        left = set(catalog.unsee(self.alias, (mine | set(catalog.known_fingerprints(self.alias))) - here))
+        gone = [row.series for row in everything if row.series in left and not row.reason]
         # of any source: what has gone from the one it came from last may well be in this one
         back = [row.series for row in everything if row.series in here and row.reason == "SOURCE_GONE"]
         catalog.set_reason(gone, "SOURCE_GONE")  # the volume stays

@@ -7,7 +7,9 @@ import gzip
 import io
 import lzma
 import tarfile
+import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +214,13 @@ def test_a_dicom_file_packed_alone_is_read_and_other_packed_files_are_not(tmp_pa
     assert [(finding.code, finding.paths) for finding in found.findings] == [("ARCHIVE_NOT_UNPACKED", ("notes.gz",))]
     (plan,) = found.plans  # three copies of one image
     assert len(plan.files) == 1 and np.array_equal(read_series(plan).voxels[0], pydicom.dcmread(plain).pixel_array)
+
+
+def test_a_name_given_twice_never_takes_the_name_of_another_member(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("x", "x", "x~2", "x"):
+            archive.writestr(name, b"data")
+    names = [member.name for member in containers.members(path, 10**6, Counter())]
+    assert len(set(names)) == 4 and names[:2] == ["x", "x~2"]

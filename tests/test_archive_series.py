@@ -390,6 +390,7 @@ def test_canon_states_no_b_value_where_it_is_zero(tmp_path, maker, ordered):
             DiffusionBValue=b or None,
             SOPInstanceUID=f"1.2.3.{int(b)}.{index}",
             InstanceNumber=(7 * (index + int(b))) % 11,
+            pixels=stored(index + int(b) // 100),  # else they would fold as copies
         )
         for b in (1000.0, 0.0)
         for index in range(4)
@@ -398,4 +399,12 @@ def test_canon_states_no_b_value_where_it_is_zero(tmp_path, maker, ordered):
     if ordered:
         assert [frame["b_value"] for frame in plans[0].details["frames"]] == [0.0, 1000.0]
     else:
-        assert all("b_value" not in frame for plan in plans for frame in plan.details["frames"])
+        frames = [frame for plan in plans for frame in plan.details["frames"]]
+        assert frames and all("b_value" not in frame for frame in frames)
+
+
+def test_one_uid_for_two_patients_is_a_conflict(tmp_path):
+    both = [tiny(index, PatientID=f"P{index // 2}") for index in range(4)]
+    assert found(save_all(both, tmp_path / "two")) == ["UID_CONFLICT"]
+    some = [tiny(index, PatientID="P0" if index else "") for index in range(4)]  # a name is missing: no other person
+    assert len(scan(save_all(some, tmp_path / "one")).plans) == 1

@@ -12,6 +12,7 @@ from test_archive_containers import pack
 from tiny import SERIES, save, save_all, tiny
 
 from archive import dicom
+from archive.collect import collect
 from archive.errors import InputError
 from archive.workspace import Workspace
 from flows.ingest import ingest
@@ -141,12 +142,29 @@ def test_a_series_that_moves_to_another_source_is_not_gone(home, tmp_path):
     assert [(row.reason, row.source) for row in home.catalog.series()] == [("", "other")]
 
 
-def test_a_series_in_two_sources_stays_when_one_of_them_loses_it(home, tmp_path):
+@pytest.mark.parametrize("order", [["src", "other"], ["other", "src"]])
+def test_a_series_in_two_sources_stays_when_one_of_them_loses_it(home, tmp_path, order):
     shutil.copytree(tmp_path / "in", tmp_path / "other")
     home.register_source(tmp_path / "other", "other")
     both = ["src", "other"]
     ingest.fn(workspace=str(home.root), sources=both, settings=INLINE)
     shutil.rmtree(tmp_path / "other" / "a")
-    ingest.fn(workspace=str(home.root), sources=["other"], settings=INLINE)
+    for _ in range(2):
+        ingest.fn(workspace=str(home.root), sources=order, settings=INLINE)
+        assert [row.reason for row in home.catalog.series()] == [""]
+    shutil.rmtree(tmp_path / "in" / "a")
+    ingest.fn(workspace=str(home.root), sources=order, settings=INLINE)
+    assert [row.reason for row in home.catalog.series()] == ["SOURCE_GONE"]
+
+
+def test_two_sources_that_differ_do_not_rewrite_a_series_every_night(home, tmp_path):
     run(home)
-    assert [row.reason for row in home.catalog.series()] == [""]
+    shutil.copytree(tmp_path / "in", tmp_path / "other")
+    max((tmp_path / "other" / "a").iterdir()).unlink()  # the last slice
+    home.register_source(tmp_path / "other", "other")
+    both = ["src", "other"]
+    ingest.fn(workspace=str(home.root), sources=both, settings=INLINE)
+    version = home.catalog.series()[0].volume_version
+    collect(home)
+    again = ingest.fn(workspace=str(home.root), sources=both, settings=INLINE)
+    assert again.counts["ingested"] == 0 and home.catalog.series()[0].volume_version == version
