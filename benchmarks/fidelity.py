@@ -63,7 +63,7 @@ def main() -> None:
         if not models:
             wanted = arguments.train or [preset_for(split.modality)]
             models = [trained(split, text, arguments.minutes, arguments.threads) for text in wanted]
-        found = compare(split, models, arguments.slices or None, arguments.series, arguments.threads)
+        found = compare(split, models, arguments.slices or None, arguments.series)
     text = report(found)
     sys.stderr.write(text + "\n")
     if arguments.out is not None:
@@ -92,13 +92,12 @@ def compare(
     models: Sequence[VQVAE],
     slices: int | None,
     series: int | None = None,
-    threads: int = 2,
     peers: Sequence[Codec] = (),
 ) -> dict[str, Any]:
     """Every unseen series through every model and codec; figures ready for JSON."""
     names = list(split.unseen)
     chosen = [names[at] for at in spread(len(names), series)]
-    found = [one_series(split.names[name], as_source(split.unseen[name]), models, slices, threads, peers)
+    found = [one_series(split.names[name], as_source(split.unseen[name]), models, slices, peers)
              for name in chosen]  # fmt: skip
     return {
         "benchmark": "fidelity",
@@ -118,7 +117,7 @@ def compare(
 
 
 def one_series(
-    name: str, source: Source, models: Sequence[VQVAE], slices: int | None, threads: int, peers: Sequence[Codec]
+    name: str, source: Source, models: Sequence[VQVAE], slices: int | None, peers: Sequence[Codec]
 ) -> dict[str, Any]:
     """Our points and the codecs' curves of one series; no curves where its pictures are too small for codecs."""
     picks = spread(source.slices, slices)
@@ -128,7 +127,7 @@ def one_series(
     points = [{"model": number, **point} for number, model in enumerate(models)
               for point in our_points(model, source, pictures, picks)]  # fmt: skip
     small = min(source.shape[-2:]) < LEAST_SIDE
-    theirs = {} if small else curves(pictures, peak_of(source), step, threads, peers)
+    theirs = {} if small else curves(pictures, peak_of(source), step, peers)
     return {
         "series": name,
         "shape": list(source.shape),

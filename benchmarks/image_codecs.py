@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +95,7 @@ def codecs() -> tuple[Codec, ...]:
 
 
 def curves(
-    pictures: Sequence[np.ndarray], peak: Peak, step: float | None, threads: int = 2, chosen: Sequence[Codec] = ()
+    pictures: Sequence[np.ndarray], peak: Peak, step: float | None, chosen: Sequence[Codec] = ()
 ) -> dict[str, list[list[Point]]]:
     """Name = one curve per way of that codec, points by rising rate.
 
@@ -105,9 +104,8 @@ def curves(
     steps = steps_of(pictures, peak, step)
     found: dict[str, list[list[Point]]] = {}
     for codec in chosen or codecs():
-        with ThreadPoolExecutor(threads) as pool:
-            points = list(pool.map(lambda setting, codec=codec: _point(codec, setting, pictures, peak, steps),
-                                   codec.settings))  # fmt: skip
+        # One after the other: imagecodecs' JPEG 2000 crashes the process when two threads code at once.
+        points = [_point(codec, setting, pictures, peak, steps) for setting in codec.settings]
         there = sorted((point for point in points if point is not None), key=lambda point: point.bits)
         found.setdefault(codec.name, []).append(there)
     return found

@@ -142,7 +142,7 @@ def test_codecs_lie_beside_the_codes_at_equal_bytes(script, split, tmp_path):
     torch.set_num_threads(1)
     model = fidelity.trained(split, "tiny,levels=2,steps=20", 0.2, 1)
     few = [image_codecs.Codec(one.name, one.settings[::4], one.encode, one.decode) for one in image_codecs.codecs()]
-    found = fidelity.compare(split, [model], 2, threads=1, peers=few)
+    found = fidelity.compare(split, [model], 2, peers=few)
     (series,) = found["series"]
     assert [point["levels"] for point in series["voxbook"]] == [1, 2]
     assert series["voxbook"][0]["bits"] < series["voxbook"][1]["bits"] <= 1.02 * 2 * 6 / 64
