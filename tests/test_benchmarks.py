@@ -52,6 +52,7 @@ def test_the_race_trains_and_judges_every_contestant(script, split):
     pytest.importorskip("vector_quantize_pytorch")
     torch.set_num_threads(1)
     arguments = argparse.Namespace(
+        keep=None,
         contestants=["ours", "monai", "monai-tuned", "vqp"], race=[0.02], minutes=[0.01], preset="tiny",
         steps=12, slices=2, threads=1, seed=0, side=64,
     )  # fmt: skip
