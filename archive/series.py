@@ -76,7 +76,9 @@ def plan_series(entries: Sequence[FileEntry], context: Context) -> tuple[list[Se
             try:
                 if conflict_error is not None and any(image.header["sop"] in conflicts for image in members):
                     raise conflict_error
-                people = {(image.header["patient"], image.header["issuer"]) for image in members if image.header["patient"]}
+                people = {
+                    (image.header["patient"], image.header["issuer"]) for image in members if image.header["patient"]
+                }
                 if len(people) > 1:  # one UID for two people: whose it is, nobody can say
                     raise InputError("UID_CONFLICT", patients=float(len(people)))
                 plans.append(_plan(uid, split, members, context))
