@@ -21,6 +21,8 @@ from archive.errors import ConfigError, StoreError, TransientError
 # At DEBUG SQLAlchemy logs the rows it reads, and those of the linkage are names; a root logger at DEBUG must not do it.
 logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
 
+log = logging.getLogger("voxbook")
+
 BUSY_SECONDS = 30
 _NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs"}
 _NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
@@ -116,6 +118,24 @@ def upsert_of(dialect: str, table: Table, columns: tuple[str, ...], keep: tuple[
     if not changed:
         return statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
     return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
+
+
+def rewrite(engine: Engine) -> None:
+    """Write a SQLite file anew, so that no page keeps bytes of erased rows; another writer at work only delays it.
+
+    secure_delete clears what is deleted, but not the copies that balancing pages leaves in their gaps. Where the file
+    stays locked, that is logged, and the next call does it.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("VACUUM")
+    except sqlite3.OperationalError:
+        log.warning("a database is in use: traces of what was erased may stay in it until forget is called again")
+    finally:
+        raw.close()
+    wipe_log(engine)
 
 
 def wipe_log(engine: Engine) -> None:

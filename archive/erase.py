@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import delete, select
 
 from archive import linkage as originals
-from archive.catalog_engine import reading, wipe_log, writing
+from archive.catalog_engine import reading, rewrite, wipe_log, writing
 from archive.catalog_queries import parts
 from archive.catalog_tables import quarantine
 from archive.collect import dead_stages
@@ -53,6 +53,8 @@ def erase(workspace: Workspace, *, series: str | None = None, patient: str | Non
     marked = _series(workspace, series) if series is not None else _patient(workspace, patient or "-")
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
         erased = _erase(workspace, marked, leases)
+    for engine in (workspace.catalog.engine, workspace.linkage.engine):
+        rewrite(engine)
     workspace.close()  # the last connection empties SQLite's log, where erased rows and leases would still be found
     return erased
 

@@ -163,6 +163,8 @@ def draw(path: Path, lines: list[dict[str, Any]], found: Fidelity) -> None:
             axis.imshow(image, cmap=colours, vmin=least, vmax=most)
             axis.set_title(title, fontsize=9)
             axis.axis("off")
+    for axis in figure.axes:  # the default size lets titles run into each other
+        axis.title.set_fontsize(9)
     canvas.print_png(path)
 
 
