@@ -121,8 +121,8 @@ def ours(
 ) -> tuple[VQVAE, int]:
     """voxbook's own training for some minutes, everything included, and the steps it took; the bundle is kept."""
     with tempfile.TemporaryDirectory() as spare:
-        folder = keep / f"ours-{minutes:g}" if keep else Path(spare)
-        result = train(split.learn, split.patients, config, settings, folder, 60.0 * minutes)
+        models = keep / f"ours-{minutes:g}" if keep else None  # an older checkpoint there would be gone on with
+        result = train(split.learn, split.patients, config, settings, Path(spare), 60.0 * minutes, models=models)
         return bundle.load(result.folder), result.steps
 
 

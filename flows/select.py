@@ -18,7 +18,7 @@ from flows.recording import finish
 from flows.select_report import as_counts, as_seeds, cells, draw, publish_candidates, write_record
 from model.config import Triple
 from model.halving import Rung, choose, rungs, scores, sensitivity, survivors, threshold
-from model.select import Candidate, folds, grid
+from model.select import Candidate, distinct, folds, grid
 from tasks.cluster import Cluster, open_cluster
 from tasks.select import Selection, Validated, cross_validate, training_cluster
 from tasks.stage import Outcome, Stage, call, open_stage
@@ -61,9 +61,10 @@ def select(
         if seconds_each <= 0:
             raise ConfigError("BAD_USAGE", "--seconds-each is more than 0")
         config, _ = model_config(stage, group, rows)
-        candidates = grid(config, sizes, widths, levels, [triple(text) for text in downsamples])
-        plan = rungs(len(candidates), eta)
         train = stage.settings.train_of(group)
+        wished = grid(config, sizes, widths, levels, [triple(text) for text in downsamples])
+        candidates = distinct(wished, config, train)
+        plan = rungs(len(candidates), eta)
         cut = folds({row.series: row.patient for row in rows}, fold_count, train.seed)
         machine = training_cluster(
             stage.settings.cluster, train.device, plan[-1].candidates * len(cut.tests), torch.cuda.device_count()

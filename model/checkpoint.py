@@ -53,7 +53,10 @@ def restore(
                 continue
             # The moments lie with the weights and in their layout, the step count as it was.
             same = found.shape == parameter.shape
-            state[key] = torch.empty_like(parameter).copy_(found) if same and key != "step" else found.clone()
+            moment = same and key != "step"  # fused optimisers want the count on the device, too
+            state[key] = (
+                torch.empty_like(parameter) if moment else torch.empty_like(found, device=parameter.device)
+            ).copy_(found)
         if state:
             optimiser.state[parameter] = state
 

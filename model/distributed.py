@@ -130,5 +130,6 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     at = 0
     for parameter in every:
         count = parameter.numel()
-        parameter.grad = flat[at : at + count].view(parameter.shape).clone(memory_format=torch.preserve_format)
+        # In the weight's own layout: fused optimisers walk through the memory of both.
+        parameter.grad = torch.empty_like(parameter).copy_(flat[at : at + count].view(parameter.shape))
         at += count

@@ -285,7 +285,8 @@ class LearnedQuantizer(Quantizer):
 
     def table(self, level: int) -> Tensor:
         """The codes of a level, float32 [K, d], with a gradient to them."""
-        codes = self.codebooks[level]
+        # A copy where autograd keeps it: reviving a code of another level changes the parameter in place.
+        codes = self.codebooks[level].clone() if self.normalize and level == 0 else self.codebooks[level]
         return _on_sphere(codes) if self.normalize and level == 0 else codes
 
     def distance(self, left: Tensor, chosen: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +105,12 @@ def configured(candidate: Candidate, config: ModelConfig, settings: TrainSetting
     """
     chosen = TrainSettings.model_validate({**settings.model_dump(), **candidate.settings()})
     return resolve(config.preset, chosen, channels=config.channels, intensity=config.intensity)
+
+
+def distinct(candidates: Sequence[Candidate], config: ModelConfig, settings: TrainSettings) -> list[Candidate]:
+    """Candidates by what they come to: fsq has few codebook sizes, and several wished for may be one."""
+    sizes = (configured(point, config, settings).codebook_size for point in candidates)
+    return sorted({replace(point, codebook_size=size) for point, size in zip(candidates, sizes, strict=True)})
 
 
 def folds(patients: Mapping[str, str], k: int, seed: int) -> Folds:

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int | None, float, dict[str, Any]], None]
 LEAST_PATIENTS = 10  # fewer patients: all of them train, and the figures say so
 RESERVOIR_BATCHES = 8  # batches whose latents the codebooks start from
+HELD_OUT = ("patients held out", "patients held out, who also chose the weights")
 LOG_STEPS = 25
 
 
@@ -148,6 +149,8 @@ class _Training:
             if config.patience and self.out
             else None
         )
+        if config.patience and not self.out:
+            log.warning("patience is ignored: there are too few patients to hold any out")
         samples = config.batch_size * config.accumulate * distributed.world()
         self.budget = Budget(config, seconds, max(1, round(self.sampler.pieces / samples)), began)
         self.key = _key(config, self.learn)
@@ -324,7 +327,9 @@ class _Training:
             **data_summary([as_source(volume) for volume in self.learn.values()]),
             "drawn_evenly_over": ", ".join(config.balance) or "series, by voxels",
             "patients_held_out": len(self.out),
-            "measured_on": "patients held out" if self.out else "training patients (too few to hold any out)",
+            "measured_on": HELD_OUT[self.early is not None]
+            if self.out
+            else "training patients (too few to hold any out)",
             "measured_series": found.series,
             "measured_slices": found.slices,
             "psnr_db": found.psnr,

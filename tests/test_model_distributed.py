@@ -68,3 +68,14 @@ def test_what_torchrun_sets_is_read_and_nonsense_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ConfigError, match="BAD_VALUE"):
         distributed.launched()
+
+
+def test_averaged_gradients_lie_as_their_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    monkeypatch.setattr(distributed, "world", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    weight.grad = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    before = weight.grad.clone()
+    distributed.average_gradients([weight])
+    assert weight.grad.stride() == weight.stride() and torch.equal(weight.grad, before)

@@ -281,3 +281,12 @@ def test_prices_follow_use_and_travel_with_the_weights() -> None:
     other.load_state_dict(quantizer.state_dict())
     assert torch.equal(other.eval().encode(latents), quantizer.eval().encode(latents))
     assert not {"prices", "spread"} & set(quantizer_of("ema").state_dict()), "none where codes have no price"
+
+
+def test_a_learned_codebook_on_a_sphere_revives_codes_of_later_levels() -> None:
+    quantizer, latents = started("vq", levels=2, normalize=True)
+    quantizer.train()
+    quantizer.counts[1, 3] = 0.0
+    found = quantizer(latents.requires_grad_())
+    (found.loss + found.latents.sum()).backward()
+    assert torch.isfinite(quantizer.codebooks.grad).all() and quantizer.counts[1, 3] > 0

@@ -13,7 +13,7 @@ from phantoms import ct_volume
 from archive.errors import ConfigError
 from archive.settings import TrainSettings
 from model.config import resolve
-from model.select import Candidate, configured, evaluate, folds, grid
+from model.select import Candidate, configured, distinct, evaluate, folds, grid
 
 SETTINGS = TrainSettings(device="cpu", threads=1, cache_bytes=2**24, preset="tiny", steps=100)
 
@@ -108,3 +108,14 @@ def test_a_candidate_is_trained_and_measured_on_volumes_it_never_saw(tmp_path: P
     assert 0 <= few.bits_per_voxel <= 1 / cell and few.bits_per_voxel < many.bits_per_voxel <= 6 / cell
     assert many.psnr > 15
     assert not list(tmp_path.glob("voxbook*")), "weights learned from patients stay nowhere"
+
+
+def test_sizes_that_fsq_cannot_tell_apart_are_one_candidate():
+    settings = TrainSettings(quantizer="fsq")
+    config = resolve("tiny", settings, intensity="hu")
+    points = distinct(grid(config, sizes=[900, 1000, 1100]), config, settings)
+    assert [(point.width, point.codebook_size) for point in points] == [(8, 1000), (16, 1000)]
+    assert distinct(points, config, settings) == points
+    plain = resolve("tiny", intensity="hu")
+    both = grid(plain, sizes=[64, 128])
+    assert distinct(both, plain, TrainSettings()) == both
