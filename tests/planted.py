@@ -85,7 +85,9 @@ class Finder:
     words: frozenset[bytes]
 
     FORM: ClassVar[re.Pattern[bytes]] = re.compile(
-        rb"qzv\d{4}kwx|1\.2\.826\.0\.1\.3680043\.99\d{4,5}\.7|[12]\d{3}[-./]?\d\d[-./]?\d\d"
+        rb"qzv\d{4}kwx|1\.2\.826\.0\.1\.3680043\.99\d{4,5}\.7"
+        # Eight digits inside a longer number or a hash are chance: a server's database is full of both.
+        rb"|(?<![0-9a-f]{2})[12]\d{3}[-./]?\d\d[-./]?\d\d(?![0-9a-f]{2})"
     )
 
     def find(self, data: bytes) -> set[bytes]:

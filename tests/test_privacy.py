@@ -267,6 +267,15 @@ def test_a_hidden_word_is_found(hide):
     assert leaks(words.pattern, hide(word)) == {word.lower()}
 
 
+def test_a_day_is_found_as_dicom_and_people_write_it_and_not_inside_other_numbers():
+    words = Words()
+    day = words.day("here").encode()
+    for text in (b"born " + day, b"<" + day + b">", b"on " + b"-".join((day[:4], day[4:6], day[6:])) + b"."):
+        assert leaks(words.pattern, text) == {day}
+    for chance in (b"0." + day + b"17", b"59" + day, day + b"c0ffee"):
+        assert leaks(words.pattern, chance) == set()
+
+
 def test_a_word_in_a_deleted_row_is_found(tmp_path):
     words = Words()
     with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite")) as database:
