@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import URL, delete, insert, select, update
+from sqlalchemy import URL, Connection, Engine, delete, insert, inspect, select, update
 
 from archive.catalog_commits import CatalogCommits, finite
 from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
@@ -29,6 +29,7 @@ from archive.catalog_schema import (
     now,
 )
 from archive.catalog_tables import (
+    OLD_SCHEMA,
     SCHEMA,
     certificates,
     encodings,
@@ -67,6 +68,7 @@ class Catalog(CatalogCommits):
     def __init__(self, url: str | URL) -> None:
         """Open, and make the tables in an empty database. Raises ConfigError NETWORK_FS; StoreError SCHEMA, DAMAGED."""
         self.engine = open_database(url)
+        _upgrade(self.engine)
         prepare(self.engine, tables, meta, SCHEMA)
 
     def close(self) -> None:
@@ -187,23 +189,19 @@ class Catalog(CatalogCommits):
             connection.execute(delete(quarantine).where(quarantine.c.key == name))
         wipe_log(self.engine)
 
-    def drop_superseded(self, keep: Iterable[str] = ()) -> int:
-        """Drop the rows of versions that no series points at, but of the series in `keep`; returns how many.
 
-        Their certificates go with them, and their folders become orphans.
-        """
-        kept, dropped = set(keep), 0
-        with writing(self.engine) as connection:
-            for table, pointer in (
-                (versions, series_table.c.volume_version),
-                (encodings, series_table.c.codes_version),
-            ):
-                pointed = select(pointer).where(pointer.is_not(None))
-                query = select(table.c.version, table.c.series).where(table.c.version.not_in(pointed))
-                old = [row.version for row in connection.execute(query) if row.series not in kept]
-                for part in parts(old):
-                    connection.execute(delete(table).where(table.c.version.in_(part)))
-                dropped += len(old)
-            orphaned = certificates.c.version.not_in(select(encodings.c.version))
-            connection.execute(delete(certificates).where(orphaned))
-        return dropped
+def _upgrade(engine: Engine) -> None:
+    """Bring a catalog of OLD_SCHEMA to this one: versions know since when they are superseded."""
+
+    def old(connection: Connection) -> bool:
+        marked = select(meta.c.key).where(meta.c.key == "schema", meta.c.value == OLD_SCHEMA)
+        return inspect(connection).has_table(meta.name) and connection.execute(marked).first() is not None
+
+    with reading(engine) as connection:
+        found = old(connection)
+    if found:
+        with writing(engine) as connection:
+            if old(connection):  # another process may have been first
+                for table in (versions, encodings):
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN superseded_at TEXT")
+                connection.execute(update(meta).where(meta.c.key == "schema").values(value=SCHEMA))

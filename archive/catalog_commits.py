@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from archive.catalog_engine import upsert, writing
-from archive.catalog_queries import CatalogQueries, done_by, select_one, select_rows
+from archive.catalog_queries import CatalogQueries, done_by, parts, select_one, select_rows, stands
 from archive.catalog_schema import (
     CertificateRow,
     EncodingCommit,
@@ -143,6 +143,8 @@ class CatalogCommits(CatalogQueries):
                 newest = own.order_by(encodings.c.created_at.desc()).limit(1)
                 version = connection.execute(newest).scalar_one_or_none() or row.codes_version
                 self._point(connection, row, version, model)
+            fault_point("catalog.promote.inside")
+        fault_point("catalog.promote.after")
         return replace(chosen, current=True)
 
     def _point(self, connection: Connection, row: SeriesRow, version: str | None, model: str) -> str:
@@ -159,23 +161,31 @@ class CatalogCommits(CatalogQueries):
         connection.execute(update(certificates).where(certificates.c.version == version).values(expired=not valid))
         return state
 
-    def commit_encodings(self, commits: Sequence[EncodingCommit]) -> list[Outcome]:
+    def commit_encodings(self, commits: Sequence[EncodingCommit], *, beside: bool = False) -> list[Outcome]:
         """Enter codes with their certificates and point their series at them; one outcome each, in order.
 
         UNIQUE(series, source version, model, settings): whoever comes second is `lost`, and the first one's version
-        is returned; a damaged first one is replaced.
+        is returned; a damaged first one is replaced. beside: readers go on with the codes that they have; `promote`
+        points at these.
         """
         with writing(self.engine) as connection:
-            outcomes = [self._commit_encoding(connection, item) for item in commits]
+            plain = _never_made(connection, commits)
+            _insert_encodings(connection, plain.values(), beside)
+            outcomes = [
+                Outcome(item.series, item.committed.version, _state(item))
+                if item.series in plain
+                else self._commit_encoding(connection, item, beside)
+                for item in commits
+            ]
             fault_point("catalog.encodings.inside")
         fault_point("catalog.encodings.after")
         return outcomes
 
-    def _commit_encoding(self, connection: Connection, item: EncodingCommit) -> Outcome:
+    def _commit_encoding(self, connection: Connection, item: EncodingCommit, beside: bool) -> Outcome:
         row = select_one(connection, SeriesRow, series_table, series_table.c.series == item.series)
         if row is None or row.volume_version != item.source_version:
             return Outcome(item.series, (row.codes_version or "") if row else "", "lost")
-        when, offered = now(), item.committed
+        offered = item.committed
         known = select_one(
             connection,
             EncodingRow,
@@ -187,55 +197,128 @@ class CatalogCommits(CatalogQueries):
         )
         if known is not None and known.version != offered.version:
             if not known.damage:
-                self._point(connection, row, known.version, item.model)
+                if not beside:
+                    self._point(connection, row, known.version, item.model)
                 return Outcome(item.series, known.version, "lost")
+            beside = beside and row.codes_version != known.version  # nobody may point at what goes now
             connection.execute(delete(encodings).where(encodings.c.version == known.version))
             connection.execute(delete(certificates).where(certificates.c.version == known.version))
-        state = "encoded" if item.passed else "quality_failed"
         if known is None or known.version != offered.version:
-            encoding = EncodingRow(
-                version=offered.version,
-                series=item.series,
-                source_version=item.source_version,
-                model=item.model,
-                settings_digest=item.settings_digest,
-                profile=item.profile,
-                manifest_digest=offered.digest,
-                manifest=offered.manifest,
-                bytes=offered.bytes,
-                created_at=when,
-            )
-            connection.execute(insert(encodings).values(**asdict(encoding)))
-            connection.execute(
-                insert(certificates).values(
-                    version=offered.version,
-                    series=item.series,
-                    psnr=item.psnr,
-                    ssim=item.ssim,
-                    passed=item.passed,
-                    data=finite(item.certificate),
-                    expired=False,
-                    created_at=when,
-                )
-            )
-        pointer = {"codes_version": offered.version, "state": state, "reason": item.reason}
-        connection.execute(update(series_table).where(series_table.c.series == item.series).values(**pointer))
-        return Outcome(item.series, offered.version, state)
+            _insert_encodings(connection, [item], beside)
+        elif not beside:
+            _point_at(connection, [item])
+        return Outcome(item.series, offered.version, _state(item))
 
-    def adopt_encodings(self, group: str, model: str, settings_digest: str) -> list[str]:
-        """Point series of a group at codes that exist already for this model and these settings.
+    def adopt_encodings(
+        self,
+        group: str,
+        model: str,
+        settings_digest: str,
+        *,
+        names: Iterable[str] | None = None,
+        any_model: bool = False,
+    ) -> list[str]:
+        """Point series of a group, or those named, at codes that exist already for this model and these settings.
 
-        Returns the series moved: their current codes were other ones, and they need no encoding.
+        Returns the series moved: their current codes were other ones, and they need no encoding. any_model: leave those
+        whose codes count although another model made them, as `to_encode` does.
         """
+        asked = None if names is None else set(names)
         moved = []
         with writing(self.engine) as connection:
-            query = select(series_table, done_by(model, settings_digest).scalar_subquery().label("done"))
-            for found in connection.execute(query.where(series_table.c.group == group)).mappings().all():
+            done = done_by(model, settings_digest).scalar_subquery()
+            other = or_(series_table.c.codes_version.is_distinct_from(done), series_table.c.state == "stale")
+            query = select(series_table, done.label("done")).where(done.is_not(None), other)
+            query = query.where(series_table.c.group == group, series_table.c.state != "removed")
+            if any_model:
+                query = query.where(~stands(settings_digest))
+            for found in connection.execute(query).mappings().all():
                 row = row_of(SeriesRow, found)
-                if found["done"] is not None and (found["done"] != row.codes_version or row.state == "stale"):
+                if asked is None or row.series in asked:
                     self._point(connection, row, found["done"], model)
                     moved.append(row.series)
         return moved
+
+
+def _never_made(connection: Connection, commits: Sequence[EncodingCommit]) -> dict[str, EncodingCommit]:
+    """By series, the commits that are nothing out of the ordinary: the volume is current, no such codes, one each.
+
+    One statement per table for hundreds of them: asked one by one, they are most of what a small series costs.
+    """
+    by_series = {item.series: item for item in commits}
+    if len(by_series) < len(commits):
+        return {}
+    current: dict[str, str] = {}
+    made: set[tuple[str, ...]] = set()
+    named = ("series", "source_version", "model", "settings_digest")
+    for part in parts(by_series):
+        query = select(series_table.c.series, series_table.c.volume_version).where(series_table.c.series.in_(part))
+        current.update((row.series, row.volume_version) for row in connection.execute(query))
+        known = select(*(encodings.c[name] for name in named)).where(encodings.c.series.in_(part))
+        made.update(tuple(row) for row in connection.execute(known))
+    return {
+        name: item
+        for name, item in by_series.items()
+        if current.get(name) == item.source_version and tuple(getattr(item, part) for part in named) not in made
+    }
+
+
+def _insert_encodings(connection: Connection, items: Iterable[EncodingCommit], beside: bool) -> None:
+    """Rows of new codes and their certificates; their series point at them unless they are to stay beside."""
+    when, items = now(), list(items)
+    if not items:
+        return
+    rows = [
+        EncodingRow(
+            version=item.committed.version,
+            series=item.series,
+            source_version=item.source_version,
+            model=item.model,
+            settings_digest=item.settings_digest,
+            profile=item.profile,
+            manifest_digest=item.committed.digest,
+            manifest=item.committed.manifest,
+            bytes=item.committed.bytes,
+            created_at=when,
+        )
+        for item in items
+    ]
+    measured = [
+        {
+            "version": item.committed.version,
+            "series": item.series,
+            "psnr": item.psnr,
+            "ssim": item.ssim,
+            "passed": item.passed,
+            "data": finite(item.certificate),
+            "expired": False,
+            "created_at": when,
+        }
+        for item in items
+    ]
+    connection.execute(insert(encodings), [asdict(row) for row in rows])
+    connection.execute(insert(certificates), measured)
+    if not beside:
+        _point_at(connection, items)
+
+
+def _point_at(connection: Connection, items: Iterable[EncodingCommit]) -> None:
+    # SQLAlchemy keeps the names of columns for itself.
+    pointer = update(series_table).where(series_table.c.series == bindparam("name"))
+    fresh: dict[str, Any] = {
+        "codes_version": bindparam("new_version"),
+        "state": bindparam("new_state"),
+        "reason": bindparam("why"),
+    }
+    rows = [
+        {"name": item.series, "new_version": item.committed.version, "new_state": _state(item), "why": item.reason}
+        for item in items
+    ]
+    connection.execute(pointer.values(**fresh), rows)
+
+
+def _state(item: EncodingCommit) -> str:
+    return "encoded" if item.passed else "quality_failed"
 
 
 def finite(data: Any) -> Any:

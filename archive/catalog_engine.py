@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -166,9 +167,17 @@ def on_network(path: Path, mounts: list[tuple[str, str]] | None = None) -> bool:
 def _make_file(path: Path) -> None:
     if on_network(path.parent):
         raise ConfigError("NETWORK_FS")
+    # Only where there is none: closing any descriptor of a file drops all POSIX locks of this process on it, also those
+    # of SQLite connections that are open here, and another process would then take the log away from under them.
+    if path.exists():
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise StoreError("NOT_WRITABLE", "the database file cannot be opened")
+        return
     try:
         # SQLite gives its -wal and -shm files the mode of the database.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:  # another process was first
+        return
     except OSError as error:
         raise StoreError("NOT_WRITABLE", "the database file cannot be opened", errno=error.errno) from error
 
@@ -216,4 +225,6 @@ def _classified() -> Iterator[None]:
             raise TransientError("NOT_WRITABLE", "the database is busy or not reachable") from error
         if "malformed" in text or "not a database" in text:
             raise StoreError("DAMAGED", "the database is damaged", hint="restore it from a backup") from error
+        if "disk is full" in text or "no space left" in text:
+            raise StoreError("NOT_WRITABLE", "the disk is full", errno=errno.ENOSPC) from error
         raise StoreError("NOT_WRITABLE", f"the database refused ({type(error.orig).__name__})") from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, select
 
 from archive.catalog_engine import reading
 from archive.catalog_schema import (
+    STATES,
     CertificateRow,
     EncodingRow,
     ModelRow,
@@ -48,27 +49,31 @@ class CatalogQueries:
     def series(
         self, ids: Iterable[str] = (), *, group: str | None = None, states: Iterable[str] | None = None
     ) -> list[SeriesRow]:
-        """Series in order of arrival, all or those that meet every filter.
+        """Series in order of arrival, all or those that meet every filter; `removed` ones only where asked for.
 
         `ids` may be unique beginnings of pseudonyms; StoreError NOT_FOUND for one that is not.
         """
         query = select(series_table).order_by(series_table.c.first_seen, series_table.c.series)
         if group is not None:
             query = query.where(series_table.c.group == group)
-        if states is not None:
-            query = query.where(series_table.c.state.in_(list(states)))
-        wanted = {self.one(name).series for name in ids}
-        return [row for row in self._rows(SeriesRow, query) if not wanted or row.series in wanted]
+        wanted_states = list(states) if states is not None else [state for state in STATES if state != "removed"]
+        query = query.where(series_table.c.state.in_(wanted_states))
+        ids = list(ids)
+        if not ids:
+            return self._rows(SeriesRow, query)
+        with reading(self.engine) as connection:
+            wanted = _whole(connection, ids)
+            found = [
+                row
+                for part in parts(wanted)
+                for row in select_rows(connection, SeriesRow, query.where(series_table.c.series.in_(part)))
+            ]
+        return sorted(found, key=lambda row: (row.first_seen, row.series))
 
     def one(self, name: str) -> SeriesRow:
         """The series of that pseudonym or unique beginning. Raises StoreError NOT_FOUND."""
-        query = select(series_table).where(series_table.c.series.startswith(name, autoescape=True)).limit(2)
-        found = self._rows(SeriesRow, query) if name else []
-        if len(found) == 1 or (found and found[0].series == name):
-            return found[0]
-        if found:
-            raise StoreError("NOT_FOUND", "several series begin like that", hint="give more of the pseudonym")
-        raise StoreError("NOT_FOUND", "no series begins like that")
+        with reading(self.engine) as connection:
+            return _one(connection, name)
 
     def version(self, version: str) -> VersionRow:
         """One version of a volume. Raises StoreError NOT_FOUND."""
@@ -77,6 +82,7 @@ class CatalogQueries:
     def volumes_stored(self) -> list[VersionRow]:
         """The current version of every series, damaged ones too, the longest unchecked first."""
         query = select(versions).join(series_table, series_table.c.volume_version == versions.c.version)
+        query = query.where(series_table.c.state != "removed")
         return self._rows(VersionRow, query.order_by(*_unchecked(versions)))
 
     def codes_stored(self) -> list[EncodingRow]:
@@ -97,10 +103,24 @@ class CatalogQueries:
             query = query.where(encodings.c.series == series_id)
         return self._rows(EncodingRow, query)
 
-    def to_encode(self, group: str, model: str, settings_digest: str) -> list[SeriesRow]:
-        """Series of a group whose current volume has no undamaged codes by this model and these settings."""
+    def manifest_digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The manifest's digest of versions of volumes; of those only that there are."""
+        found: dict[str, str] = {}
+        with reading(self.engine) as connection:
+            for part in parts(names):
+                query = select(versions.c.version, versions.c.manifest_digest).where(versions.c.version.in_(part))
+                found.update((row.version, row.manifest_digest) for row in connection.execute(query))
+        return found
+
+    def to_encode(self, group: str, model: str, settings_digest: str, *, any_model: bool = False) -> list[SeriesRow]:
+        """Series of a group whose current volume has no undamaged codes by this model and these settings.
+
+        any_model: nor current ones by another model that was asked for since the last promotion.
+        """
         done = done_by(model, settings_digest).exists()
-        query = select(series_table).where(series_table.c.group == group, ~done)
+        query = select(series_table).where(series_table.c.group == group, series_table.c.state != "removed", ~done)
+        if any_model:
+            query = query.where(~stands(settings_digest))
         return self._rows(SeriesRow, query.order_by(series_table.c.first_seen, series_table.c.series))
 
     def certificates(self, *, current_only: bool = True) -> list[CertificateRow]:
@@ -197,6 +217,24 @@ class CatalogQueries:
         return found[0]
 
 
+def _whole(connection: Connection, names: list[str]) -> list[str]:
+    """Pseudonyms from unique beginnings; those that are whole are found hundreds at a time."""
+    known: set[str] = set()
+    for part in parts(names):
+        known.update(connection.execute(select(series_table.c.series).where(series_table.c.series.in_(part))).scalars())
+    return list(dict.fromkeys(name if name in known else _one(connection, name).series for name in names))
+
+
+def _one(connection: Connection, name: str) -> SeriesRow:
+    query = select(series_table).where(series_table.c.series.startswith(name, autoescape=True))
+    found = select_rows(connection, SeriesRow, query.order_by(series_table.c.series).limit(2)) if name else []
+    if len(found) == 1 or (found and found[0].series == name):
+        return found[0]
+    if found:
+        raise StoreError("NOT_FOUND", "several series begin like that", hint="give more of the pseudonym")
+    raise StoreError("NOT_FOUND", "no series begins like that")
+
+
 def done_by(model: str, settings_digest: str) -> Select[Any]:
     """For a query over series: its undamaged codes of the current volume by this model and these settings."""
     return (
@@ -210,6 +248,19 @@ def done_by(model: str, settings_digest: str) -> Select[Any]:
         )
         .correlate(series_table)
     )
+
+
+def stands(settings_digest: str) -> ColumnElement[bool]:
+    """For a query over series: whether its current codes, by whatever model, count: not stale, whole, these settings."""
+    codes = select(encodings.c.version).where(
+        models.c.model == encodings.c.model,
+        models.c.group == series_table.c.group,
+        encodings.c.version == series_table.c.codes_version,
+        encodings.c.source_version == series_table.c.volume_version,
+        encodings.c.settings_digest == settings_digest,
+        encodings.c.damage == "",
+    )
+    return and_(series_table.c.state.in_(["encoded", "quality_failed"]), codes.correlate(series_table).exists())
 
 
 def select_rows(connection: Connection, kind: type[Row], query: Select[Any]) -> list[Row]:

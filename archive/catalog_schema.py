@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from archive.commit import Committed
     from archive.volume import Volume
 
+TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 STATES = ("ingested", "encoded", "quality_failed", "stale", "removed")
 Row = TypeVar("Row")
 _TUPLES = ("shape", "spacing_mm")
@@ -243,4 +244,4 @@ def row_of(kind: type[Row], found: Mapping[Any, Any]) -> Row:
 
 def now() -> str:
     """UTC, to the microsecond, sortable as text."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).strftime(TIME)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA = "1"
+SCHEMA = "2"
+OLD_SCHEMA = "1"  # without superseded_at
 
 tables = MetaData()
 
@@ -54,6 +55,7 @@ versions = Table(
     Column("source_bytes", BigInteger, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("checked_at", Text),
+    Column("superseded_at", Text),
     Column("damage", Text, nullable=False, default=""),
 )
 
@@ -93,6 +95,7 @@ encodings = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("checked_at", Text),
+    Column("superseded_at", Text),
     Column("damage", Text, nullable=False, default=""),
     UniqueConstraint("series", "source_version", "model", "settings_digest", name="one_encoding"),
 )

@@ -8,6 +8,7 @@ archive.collect removes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from archive.owner import Owner
 
 STAGE = ".stage"
 FAULT = "VOXBOOK_FAULT"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 Manifest = dict[str, list[Any]]  # relative posix path: [size in bytes, sha256 hex]
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 
@@ -75,7 +77,8 @@ def commit(root: Path, series: str, write: Callable[[Path], None]) -> Committed:
     except VoxbookError:
         raise
     except OSError as error:
-        raise StoreError("NOT_WRITABLE", errno=error.errno, series=series) from error
+        words = "the disk is full" if error.errno in FULL else ""
+        raise StoreError("NOT_WRITABLE", words, errno=error.errno, series=series) from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)

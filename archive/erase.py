@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from archive import linkage as originals
 from archive.catalog_engine import reading, rewrite, wipe_log, writing
 from archive.catalog_queries import parts
-from archive.catalog_tables import quarantine
+from archive.catalog_schema import STATES
+from archive.catalog_tables import quarantine, series_table
 from archive.collect import dead_stages
-from archive.commit import remove_tree
+from archive.commit import fault_point, remove_tree
 from archive.errors import StoreError, TransientError
 from archive.keys import Pseudonyms
 from archive.leases import Leases
@@ -35,24 +37,45 @@ class Erased:
 
 @dataclass
 class Marked:
-    """What is to go. series: stored or once planned; keys: of quarantine rows; files: (source, path) of entries."""
+    """What is to go. series: stored or once planned; keys: of quarantine rows; files: (source, path) of entries.
+
+    anchors: the keys by which alone it was found; they go last, so that a killed erasure can be found and repeated.
+    """
 
     series: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
     files: set[tuple[str, str]] = field(default_factory=set)
     patients: set[str] = field(default_factory=set)
+    anchors: set[str] = field(default_factory=set)
 
 
 def erase(workspace: Workspace, *, series: str | None = None, patient: str | None = None) -> Erased:
     """Erase one series, or all of a patient; raises StoreError NOT_FOUND, TransientError LEASED.
 
     series: a pseudonym, or the key of a refused one; patient: a pseudonym, also of one all of whose files were refused;
-    of both the beginning is enough. The bytes go first and the rows last, so that a killed erasure can be found and
-    repeated. What the sources still hold comes back with the next ingest.
+    of both the beginning is enough. Series are `removed` at once for everybody, then the bytes go, and the rows last:
+    the next `forget` or `gc` goes on with an erasure that was killed. What the sources still hold comes back with the
+    next ingest.
     """
+    finish(workspace)
+    return _erased(workspace, series, patient)
+
+
+def finish(workspace: Workspace) -> int:
+    """Go on with erasures that were killed, and not with those that are under way; returns how many series went."""
+    pending = workspace.catalog.series(states=["removed"])
+    gone = 0
+    for row in pending:
+        with contextlib.suppress(TransientError, StoreError):  # at work, or gone with another series of the patient
+            whole = row.reason == "PATIENT_FORGOTTEN"
+            gone += _erased(workspace, None if whole else row.series, row.patient if whole else None).series
+    return gone
+
+
+def _erased(workspace: Workspace, series: str | None, patient: str | None) -> Erased:
     marked = _series(workspace, series) if series is not None else _patient(workspace, patient or "-")
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
-        erased = _erase(workspace, marked, leases)
+        erased = _erase(workspace, marked, leases, "FORGOTTEN" if patient is None else "PATIENT_FORGOTTEN")
     for engine in (workspace.catalog.engine, workspace.linkage.engine):
         rewrite(engine)
     workspace.close()  # the last connection empties SQLite's log, where erased rows and leases would still be found
@@ -67,7 +90,7 @@ def _series(workspace: Workspace, name: str) -> Marked:
     except StoreError:
         if len(set(rows)) != 1:
             raise
-        marked = Marked(keys=set(rows))
+        marked = Marked(keys=set(rows), anchors=set(rows))
     wanted = marked.series | marked.keys
     groups = set()
     origins = _origins(workspace)
@@ -85,7 +108,7 @@ def _series(workspace: Workspace, name: str) -> Marked:
 def _patient(workspace: Workspace, name: str) -> Marked:
     """All of a patient, by the catalog, by the linkage's series, and by the headers of files that came to nothing."""
     marked = Marked()
-    for row in workspace.catalog.series():
+    for row in workspace.catalog.series(states=STATES):
         if row.patient.startswith(name):
             marked.series.add(row.series)
             marked.patients.add(row.patient)
@@ -153,17 +176,20 @@ def _keys(outcome: GroupOutcome) -> set[str]:
     return {one.series for one in outcome.series} | {finding.key for finding in outcome.findings}
 
 
-def _erase(workspace: Workspace, marked: Marked, leases: Leases) -> Erased:
+def _erase(workspace: Workspace, marked: Marked, leases: Leases, reason: str) -> Erased:
     names = sorted(marked.series)
     wanted = [f"series:{name}" for name in names]
     if len(leases.acquire(wanted)) < len(wanted):
         workspace.catalog.end_run(leases.run, "failed", {"code": "LEASED"})
         raise TransientError("LEASED")
-    stored = [row for row in workspace.catalog.series() if row.series in marked.series]
+    stored = [row for row in workspace.catalog.series(states=STATES) if row.series in marked.series]
+    _remove_from_sight(workspace, names, reason)
+    fault_point("erase.hidden")
     for root in (workspace.volumes, workspace.codes):  # what killed runs left unpacked or half written may be anybody's
         for folder in dead_stages(root):
             remove_tree(folder)
     folders = sum(_remove(root / name) for root in (workspace.volumes, workspace.codes) for name in names)
+    fault_point("erase.folders")
     groups = {row.group for row in stored}
     for model in workspace.catalog.models():
         if model.group in groups:  # its samples may be slices of this patient
@@ -172,14 +198,26 @@ def _erase(workspace: Workspace, marked: Marked, leases: Leases) -> Erased:
         for folder in workspace.training.glob(f"{glob.escape(group)}-*"):
             (folder / "progress.png").unlink(missing_ok=True)
     reports = sum(_remove(folder) for folder in _reports_of(workspace.reports, [*names, *marked.keys]))
-    # Linkage holds originals: it goes before the catalog rows that would lead to it.
+    fault_point("erase.reports")
+    # Keys of the quarantine are found by the linkage, the linkage by rows of the catalog: each goes before its finder.
+    refused = _unlist(workspace, marked.keys - marked.anchors)
+    fault_point("erase.refused")
     _forget_files(workspace, marked)
+    fault_point("erase.linkage")
     for name in names:
         workspace.linkage.forget(series_id=name)
         workspace.catalog.remove_series(name)
-    refused = _unlist(workspace, marked.keys | marked.series)
+    fault_point("erase.rows")
+    refused += _unlist(workspace, marked.anchors | marked.series)
     workspace.catalog.end_run(leases.run, "completed", {"series": len(stored)})
     return Erased(series=len(stored), folders=folders, reports=reports, refused=refused)
+
+
+def _remove_from_sight(workspace: Workspace, names: list[str], reason: str) -> None:
+    gone = {"state": "removed", "reason": reason, "codes_version": None}
+    with writing(workspace.catalog.engine) as connection:
+        for part in parts(names):
+            connection.execute(update(series_table).where(series_table.c.series.in_(part)).values(**gone))
 
 
 def _forget_files(workspace: Workspace, marked: Marked) -> None:

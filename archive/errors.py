@@ -54,8 +54,15 @@ REASONS: dict[str, Reason] = {
     "SOURCE_GONE": Reason("its files are no longer in the source; the volume stays", "forget it if it should go too"),
     "NO_MEMORY": Reason("a model that does not fit into memory", "a smaller width, batch_size or patch"),
     "NO_MODEL": Reason("no model is trained for this group", "voxbook train --group NAME"),
+    "NO_TABLES": Reason(
+        "codes whose model's tables are not known here", "open them through their workspace, or set VOXBOOK_TABLES"
+    ),
     "NOT_FOUND": Reason("nothing there by that name", "voxbook inspect lists what exists"),
     "NOTHING_FOUND": Reason("no image was found", "check the path and --exclude"),
+    "FORGOTTEN": Reason("a series whose erasure was ended before it was done", "the next forget or gc goes on with it"),
+    "PATIENT_FORGOTTEN": Reason(
+        "a series of a patient whose erasure was ended before it was done", "the next forget or gc goes on with it"
+    ),
     "LEASED": Reason("another run works on it", "wait for it, or end it; dead runs are taken over"),
     "DAMAGED": Reason("stored bytes differ from their manifest", "voxbook repair (codes) or ingest again (volumes)"),
     "MISSING": Reason("stored files are gone", "voxbook repair (codes) or ingest again (volumes)"),
@@ -69,7 +76,14 @@ REASONS: dict[str, Reason] = {
     "BELOW_MIN_PSNR": Reason("PSNR is below gate.min_psnr", "train longer, more levels, or a lower gate"),
     "BELOW_MIN_SSIM": Reason("SSIM is below gate.min_ssim", "train longer, more levels, or a lower gate"),
     "ABOVE_MAX_ERROR": Reason("a voxel is off by more than gate.max_error", "the volume tier holds the exact voxels"),
+    "WORSE_MODEL": Reason(
+        "the model is worse than the current one on the same series", "train it longer, or promote it with --force"
+    ),
     "NOT_MEASURABLE": Reason("a gated figure cannot be measured on this series", "decode it from the volume tier"),
+    "NOT_BOUNDABLE": Reason(
+        "values that the layer of gate.max_error cannot hold: floats, or more than 16 bits within a slice",
+        "the volume tier holds the exact voxels",
+    ),
     # -- configuration
     "UNKNOWN_KEY": Reason("no setting has this name", "see docs/configuration.md"),
     "BAD_VALUE": Reason("the value is not legal for this setting", "see docs/configuration.md"),

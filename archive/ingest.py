@@ -16,6 +16,7 @@ from archive.decoder import PixelDecoder
 from archive.dicom import read_slices
 from archive.errors import InputError
 from archive.geometry import Geometry
+from archive.groups import matching
 from archive.plans import Finding, SeriesPlan
 from archive.series import read_series
 from archive.settings import GroupSettings, IngestSettings
@@ -84,7 +85,8 @@ def ingest_series(
             committed = None if digest == stored_digest else write(volume, volumes, plan.series)
     except InputError as error:
         return record(finding=refusal(plan, error.code, error.context))
-    return record(digest, volume.attributes(), group_of(volume, plan.group, groups), committed)
+    known = {**volume.acquisition, "modality": volume.modality}
+    return record(digest, volume.attributes(), matching(known, plan.group, groups), committed)
 
 
 def _streamed(plan: SeriesPlan, decoder: PixelDecoder) -> tuple[Volume, Iterator[np.ndarray]]:
@@ -112,12 +114,3 @@ def refusal(plan: SeriesPlan, code: str, context: Mapping[str, object] | None = 
         numbers=numbers,
         paths=plan.files,
     )
-
-
-def group_of(volume: Volume, default: str, groups: Mapping[str, GroupSettings]) -> str:
-    """The first configured group whose every `match` equals the volume's attribute, else the modality's own."""
-    known = {**volume.acquisition, "modality": volume.modality}
-    for name, group in groups.items():
-        if group.match and all(known.get(key) == value for key, value in group.match.items()):
-            return name
-    return default

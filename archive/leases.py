@@ -16,6 +16,7 @@ from archive.catalog_engine import reading, upsert, writing
 from archive.catalog_queries import parts, select_rows
 from archive.catalog_schema import row_of
 from archive.catalog_tables import leases, runs
+from archive.commit import fault_point
 from archive.errors import VoxbookError
 from archive.owner import Owner
 
@@ -39,8 +40,16 @@ class Lease:
     @property
     def live(self) -> bool:
         """Whether its holder may still be at work: it lives on this host, or was heard of within ten minutes."""
-        alive = Owner(self.host, self.boot_id, self.pid, self.process_started).alive()
+        alive = self._owner().alive()
         return time.time() - self.heartbeat < EXPIRY_SECONDS if alive is None else alive
+
+    @property
+    def unseen(self) -> bool:
+        """Whether its holder is of another host, so that nobody here can tell a dead one from one that stands still."""
+        return self._owner().alive() is None
+
+    def _owner(self) -> Owner:
+        return Owner(self.host, self.boot_id, self.pid, self.process_started)
 
 
 class Leases:
@@ -64,6 +73,8 @@ class Leases:
             held = _held(connection, wanted)
             granted = [name for name in wanted if name not in held or held[name].run == self.run]
             upsert(connection, leases, [asdict(self._lease(name)) for name in granted])
+            fault_point("leases.inside")
+        fault_point("leases.taken")
         return granted
 
     def release(self, resources: Iterable[str]) -> None:
@@ -119,12 +130,6 @@ def holders(catalog: Catalog) -> list[Lease]:
     """Every lease of every run, dead ones too."""
     with reading(catalog.engine) as connection:
         return select_rows(connection, Lease, select(leases).order_by(leases.c.resource))
-
-
-def leased_series(catalog: Catalog) -> set[str]:
-    """Pseudonyms of the series that a living run holds."""
-    held = (lease.resource.partition(":") for lease in holders(catalog) if lease.live)
-    return {name for kind, _, name in held if kind == "series"}
 
 
 def _held(connection: Connection, wanted: list[str]) -> dict[str, Lease]:

@@ -26,7 +26,12 @@ class GateSettings(Section):
 
     min_psnr: float | None = Field(None, description="Least PSNR in dB of a decoded series.")
     min_ssim: float | None = Field(None, description="Least mean SSIM of a decoded series, 0 to 1.")
-    max_error: float | None = Field(None, ge=0, description="Largest error of any voxel, in the volume's units.")
+    max_error: float | None = Field(
+        None,
+        ge=0,
+        description="Largest error of any voxel, in the volume's units; where codes miss it, a layer that keeps it "
+        "is stored beside them. 0: decoding gives the source bit for bit.",
+    )
 
 
 class SizeSettings(Section):
@@ -51,21 +56,51 @@ class GroupSettings(Section):
     train: SizeSettings = Field(default_factory=SizeSettings, description="The sizes of this group's model.")
 
 
+class SlurmSettings(Section):
+    """Jobs of a SLURM queue, each with `cores` workers of one thread; for `cluster.address = "slurm"`."""
+
+    queue: str | None = Field(None, description="Partition that jobs go to; none: the site's default.")
+    account: str | None = Field(None, description="Account that jobs are charged to.")
+    cores: int = Field(4, ge=1, description="Cores of one job, and its worker processes.")
+    memory: str = Field("16GiB", description="Memory of one job, as Dask writes it.")
+    walltime: str = Field("08:00:00", description="Time limit of one job, as SLURM writes it.")
+    jobs: int = Field(1, ge=1, description="Jobs to start.")
+    minimum_jobs: int | None = Field(
+        None, ge=0, description="As many jobs as there is work for, from this number to `jobs`; none: always `jobs`."
+    )
+    directives: tuple[str, ...] = Field((), description="More lines for #SBATCH, such as --gres=gpu:1.")
+    prologue: tuple[str, ...] = Field((), description="Shell lines before the worker starts, such as module load.")
+    interface: str | None = Field(None, description="Network interface of nodes and scheduler, such as ib0.")
+    host: str | None = Field(None, description="Address of this machine that nodes reach it by; none: by interface.")
+    folder: str = Field(
+        "~/.voxbook/slurm", description="Folder that all nodes see: TLS certificates of the run, and logs of its jobs."
+    )
+    scratch: str | None = Field(None, description="Folder on a node's own disk for its workers.")
+
+
 class ClusterSettings(Section):
     """Where Dask runs."""
 
     address: str = Field(
-        "local", description="local, inline (this process, no Dask), or tcp://HOST:PORT of a scheduler."
+        "local",
+        description="local, local-gpu (one worker per GPU), slurm, inline (this process, no Dask), or tcp://HOST:PORT "
+        "of a scheduler.",
     )
-    workers: int | None = Field(None, ge=1, description="Worker processes of a local cluster; none: one per core.")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Worker processes of a local cluster; none: one per core that memory and control group allow, and "
+        "one per GPU where a stage computes on one.",
+    )
     memory_limit: str = Field("auto", description="Memory limit of one local worker, as Dask writes it (4GiB).")
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings, description="Jobs of a SLURM queue.")
 
     @field_validator("address")
     @classmethod
     def _known(cls, address: str) -> str:
-        if address in ("local", "inline") or address.startswith(("tcp://", "tls://")):
+        if address in ("local", "local-gpu", "slurm", "inline") or address.startswith(("tcp://", "tls://")):
             return address
-        raise ValueError("must be local, inline, tcp://HOST:PORT or tls://HOST:PORT")
+        raise ValueError("must be local, local-gpu, slurm, inline, tcp://HOST:PORT or tls://HOST:PORT")
 
 
 class IngestSettings(Section):
@@ -100,6 +135,12 @@ class TrainSettings(SizeSettings):
     balance: tuple[Literal["modality", "site", "class"], ...] | None = Field(
         None, description="Draw series by cells of modality, site (manufacturer) and class (picture folder) first."
     )
+    balance_temperature: float | None = Field(
+        None, ge=0, le=1, description="Cells of balance are drawn with voxels ** it; 0: all alike."
+    )
+    temperature: float | None = Field(
+        None, gt=0, le=1, description="Series are drawn with voxels ** it: 1 by size, near 0 all alike."
+    )
     optimizer: Literal["muon", "adamw", "adam", "sgd"] | None = Field(None, description="muon, adamw, adam or sgd.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; it must suit the optimizer.")
     alpha: float | None = Field(None, gt=0, lt=1, description="alpha in L = alpha * L_rec + (1 - alpha) * L_quant.")
@@ -126,6 +167,7 @@ class TrainSettings(SizeSettings):
     adversarial: float | None = Field(
         None, ge=0, description="Weight of a patch discriminator's judgement: can invent structure; 0: none."
     )
+    adversarial_after: int | None = Field(None, ge=0, description="Steps before the discriminator has a say.")
     code_dim: int | None = Field(None, ge=1, description="Dimensions of a code.")
     seed: int = Field(0, ge=0, description="Seed of weights, sampling and codebooks.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -143,6 +185,17 @@ class EncodeSettings(Section):
     levels: int | None = Field(None, ge=1, le=16, description="Residual levels to store; none: all of the model.")
     batch_voxels: int = Field(16 * 2**20, gt=0, description="Voxels that make up one batch of series.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    memory_bytes: int = Field(
+        2**28, ge=2**22, description="Voxels that one worker holds: read ahead, and waiting for their batch, in bytes."
+    )
+    certify: Literal["auto", "sample", "full"] = Field(
+        "auto",
+        description="Slices measured for certificates: all, or a seeded sample; auto: all on a GPU, a sample on a CPU. "
+        "A gate with max_error measures all.",
+    )
+    certify_slices: int = Field(
+        24, ge=1, description="Most slices of a series in a sample: an eighth of them, 8 at least."
+    )
 
 
 class VerifySettings(Section):
@@ -151,6 +204,27 @@ class VerifySettings(Section):
     read_data: bool = Field(False, description="Read every byte and compare its sha256; else only files and sizes.")
     sample: float = Field(1.0, gt=0, le=1, description="Share of the versions to check, the longest unchecked first.")
     max_seconds: float | None = Field(None, gt=0, description="Stop after this time, in seconds; the next run goes on.")
+
+
+class PromoteSettings(Section):
+    """How a model is compared with its group's current one."""
+
+    series: int = Field(
+        24, ge=1, description="Series of the group that both are compared on; what lacks codes is encoded first."
+    )
+    voxels: int = Field(2**31, gt=0, description="Voxels of those series together at most, one series at least.")
+    tolerance_db: float = Field(
+        0.1, ge=0, description="A mean difference of PSNR up to this, in dB, or within its noise, is none."
+    )
+
+
+class GcSettings(Section):
+    """What `gc` leaves of what is superseded."""
+
+    keep: int = Field(0, ge=0, description="Superseded versions of each series that stay, beside the current one.")
+    grace_seconds: float = Field(
+        3600.0, ge=0, description="Superseded versions stay this long for those who still read them, in seconds."
+    )
 
 
 class Settings(Section):
@@ -170,6 +244,10 @@ class Settings(Section):
     train: TrainSettings = Field(default_factory=TrainSettings, description="How models are trained.")
     encode: EncodeSettings = Field(default_factory=EncodeSettings, description="How the archive is encoded.")
     verify: VerifySettings = Field(default_factory=VerifySettings, description="How the stores are checked.")
+    promote: PromoteSettings = Field(
+        default_factory=PromoteSettings, description="How a model is compared with its group's current one."
+    )
+    gc: GcSettings = Field(default_factory=GcSettings, description="What `gc` leaves of what is superseded.")
 
     @field_validator("cluster", mode="before")
     @classmethod

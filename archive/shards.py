@@ -51,7 +51,14 @@ def write_shard(path: Path, values: np.ndarray, chunks: Sequence[int], shard: Se
     """
     counts = [math.ceil(whole / chunk) for whole, chunk in zip(shard, chunks, strict=True)]
     places = list(itertools.product(*map(range, counts)))
-    parts = list(_pool(os.getpid()).map(lambda place: _chunk(values, place, chunks), places))
+    write_parts(path, list(_pool(os.getpid()).map(lambda place: _chunk(values, place, chunks), places)))
+
+
+def write_parts(path: Path, parts: Sequence[bytes | None]) -> None:
+    """Write one shard of coded chunks in C order, None for what lies outside of the array; the file is read back.
+
+    Raises StoreError DAMAGED; OSError.
+    """
     index = []
     offset = 0
     for part in parts:
@@ -65,6 +72,39 @@ def write_shard(path: Path, values: np.ndarray, chunks: Sequence[int], shard: Se
     with path.open("rb") as file:
         if any(file.read(len(part)) != part for part in whole) or file.read(1):
             raise StoreError("DAMAGED", "a block read back differs from what was written")
+
+
+class Shard:
+    """A shard of `count` chunks, open for reading parts of them. Raises StoreError MISSING, DAMAGED."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        try:
+            self._file = path.open("rb", buffering=0)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError("MISSING", "a stored shard is gone") from None
+        size = os.fstat(self._file.fileno()).st_size
+        length = 16 * count + 4
+        table = os.pread(self._file.fileno(), length, max(0, size - length))
+        if size < length or table[-4:] != _crc(table[:-4]):
+            self._file.close()
+            raise StoreError("DAMAGED", "the index of a stored shard does not read")
+        self._index = struct.unpack(f"<{2 * count}Q", table[:-4])
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+
+    def read(self, number: int, most: int) -> bytes:
+        """The first bytes of a chunk, `most` at most. Raises StoreError MISSING, DAMAGED."""
+        offset, length = self._index[2 * number : 2 * number + 2]
+        if offset == NO_CHUNK:
+            raise StoreError("MISSING", "a chunk was never written")
+        data = os.pread(self._file.fileno(), min(length, most), offset)
+        if len(data) != min(length, most):
+            raise StoreError("DAMAGED", "a stored shard is cut off")
+        return data
 
 
 @functools.cache

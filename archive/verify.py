@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archive.catalog import EncodingRow, VersionRow
-from archive.commit import Manifest, check, digest_of
+from archive.commit import Manifest, check, digest_of, fault_point
 
 if TYPE_CHECKING:
     from archive.workspace import Workspace
@@ -87,4 +87,7 @@ def verify_version(item: Check, read_data: bool) -> Checked:
 
 def record(workspace: Workspace, checked: Iterable[Checked]) -> None:
     """Write what was found into the catalog, so that damaged versions are made again and the next run goes on."""
-    workspace.catalog.mark_checked({item.version: item.code for item in checked})
+    found = {item.version: item.code for item in checked}
+    fault_point("verify.checked")
+    workspace.catalog.mark_checked(found)
+    fault_point("verify.recorded")

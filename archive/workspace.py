@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from archive.linkage import Linkage
 from archive.settings import FILENAME, Settings, load
 
 if TYPE_CHECKING:
+    from archive.catalog_schema import SeriesRow
     from archive.codes import StoredCodes
     from archive.volumes import StoredVolume
 
@@ -102,15 +103,31 @@ def _sqlite(path: Path) -> URL:
 
 
 class Current(Mapping[str, Stored], Generic[Stored]):
-    """The current versions of one tier by series; nothing is read from a store before it is asked for."""
+    """The versions of one tier by series that were current when it was opened; nothing is read before it is asked for.
 
-    def __init__(self, versions: dict[str, str], opened: Callable[[Path], Stored], root: Path) -> None:
+    What `gc` has removed since then gives way to what is current now.
+    """
+
+    def __init__(
+        self,
+        versions: dict[str, str],
+        opened: Callable[[Path], Stored],
+        root: Path,
+        now: Callable[[str], str | None] | None = None,
+    ) -> None:
         self._versions = versions
         self._opened = opened
         self._root = root
+        self._now = now
 
     def __getitem__(self, series: str) -> Stored:
         folder = self._root / series / self._versions[series]
+        if not folder.is_dir() and self._now is not None:
+            version = self._now(series)
+            if version is None:
+                raise StoreError("MISSING", "the series is no longer in the archive", series=series)
+            self._versions[series] = version
+            folder = self._root / series / version
         if not folder.is_dir():
             raise StoreError("MISSING", "the catalog names a version that is not in the store", series=series)
         return self._opened(folder)
@@ -122,19 +139,49 @@ class Current(Mapping[str, Stored], Generic[Stored]):
         return len(self._versions)
 
 
+def _version_now(series: str, root: Path, settings: Settings, tier: str) -> str | None:
+    """A series' current version of a tier, asked of the catalog anew; a function, so that Current can be pickled."""
+    home = Workspace(root, settings)
+    try:
+        row = home.catalog.one(series)
+    except StoreError as error:
+        if error.code != "NOT_FOUND":
+            raise
+        return None
+    finally:
+        home.close()
+    return row.volume_version if tier == "volume" else row.codes_version
+
+
+def _rows_of(workspace: Workspace | Path | str) -> tuple[Workspace, list[SeriesRow]]:
+    """A workspace and the rows of its series; a catalog that is opened for that is closed again.
+
+    Who opens a path in a loop would else run out of file descriptors.
+    """
+    if isinstance(workspace, Workspace):
+        return workspace, workspace.catalog.series()
+    found = Workspace.open(workspace)
+    try:
+        return found, found.catalog.series()
+    finally:
+        found.close()
+
+
 def open_volumes(workspace: Workspace | Path | str) -> Current[StoredVolume]:
     """Current volumes by series. Raises StoreError MISSING when one is asked for that is gone."""
     from archive.volumes import StoredVolume  # zarr takes half a second to import
 
-    found = workspace if isinstance(workspace, Workspace) else Workspace.open(workspace)
-    versions = {row.series: row.volume_version for row in found.catalog.series() if row.state != "removed"}
-    return Current(versions, StoredVolume, found.volumes)
+    found, rows = _rows_of(workspace)
+    versions = {row.series: row.volume_version for row in rows}
+    now = partial(_version_now, root=found.root, settings=found.settings, tier="volume")
+    return Current(versions, StoredVolume, found.volumes, now)
 
 
 def open_codes(workspace: Workspace | Path | str) -> Current[StoredCodes]:
     """Current codes by series, stale and below-gate ones too (the catalog says which)."""
     from archive.codes import StoredCodes
 
-    found = workspace if isinstance(workspace, Workspace) else Workspace.open(workspace)
-    versions = {row.series: row.codes_version for row in found.catalog.series() if row.codes_version}
-    return Current(versions, StoredCodes, found.codes)
+    found, rows = _rows_of(workspace)
+    versions = {row.series: row.codes_version for row in rows if row.codes_version}
+    now = partial(_version_now, root=found.root, settings=found.settings, tier="codes")
+    return Current(versions, StoredCodes, found.codes, now)

@@ -22,18 +22,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from configs import config_of
 from held_out import DEFAULT_LEFT, Split, opened
 from image_codecs import LEAST_SIDE, Codec, Point, at_rate, curves
 from scores import Scorer, machine, mean, spread, table
 
 from archive.settings import TrainSettings
 from model import bundle
-from model.config import intensity_for, preset_for, resolve
 from model.decode import decode_codes
 from model.encode import encode_volume
 from model.fidelity import peak_of
 from model.metrics import entropy, histogram
-from model.source import Source, as_source, channel_slab, channels
+from model.source import Source, as_source, channel_slab
 from model.train import train
 from model.vqvae import VQVAE
 
@@ -61,7 +61,7 @@ def main() -> None:
     with opened(arguments.data, arguments.group, arguments.leave_out, arguments.workspace) as split:
         models = [bundle.load(folder) for folder in arguments.model]
         if not models:
-            wanted = arguments.train or [preset_for(split.modality)]
+            wanted = arguments.train or [""]
             models = [trained(split, text, arguments.minutes, arguments.threads) for text in wanted]
         found = compare(split, models, arguments.slices or None, arguments.series)
     text = report(found)
@@ -76,12 +76,8 @@ def main() -> None:
 
 def trained(split: Split, text: str, minutes: float, threads: int) -> VQVAE:
     """A model of `preset,key=value…` trained on what is not left out, as `voxbook train` would."""
-    preset, *pairs = text.split(",")
-    values = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in pairs)}
-    settings = TrainSettings.model_validate({"threads": threads, "holdout": 0.0, **values})
-    first = as_source(next(iter(split.learn.values())))
-    mapping = intensity_for(split.modality, channels(first), first.units)
-    config = resolve(preset, settings, channels=channels(first), intensity=mapping)
+    settings = TrainSettings(threads=threads, holdout=0.0)
+    config = config_of(split, text, settings)
     with TemporaryDirectory() as folder:
         result = train(split.learn, split.patients, config, settings, Path(folder), 60.0 * minutes)
         return bundle.load(result.folder)
@@ -196,9 +192,12 @@ def _ahead(one: dict[str, Any], mine: dict[str, Any], codec: str, figure: str) -
 
 def _figure(one: dict[str, Any], name: str, bits: float, figure: str) -> float | None:
     if name == OURS:
-        points = sorted((_point(point) for point in one[OURS]), key=lambda point: point.bits)
-        highest = points[-1].bits if points else 0.0
-        return at_rate([points], bits, figure) if bits <= highest else None
+        # Each model is a curve of its own: between two models there is nothing that anybody could have.
+        numbers = sorted({point["model"] for point in one[OURS]})
+        ways = [sorted((_point(point) for point in one[OURS] if point["model"] == number), key=lambda p: p.bits)
+                for number in numbers]  # fmt: skip
+        highest = max((way[-1].bits for way in ways), default=0.0)
+        return at_rate(ways, bits, figure) if bits <= highest else None
     ways = [[_point(point) for point in way] for way in one["codecs"].get(name, [])]
     return at_rate(ways, bits, figure)
 

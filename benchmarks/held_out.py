@@ -16,7 +16,8 @@ from archive.volumes import StoredVolume
 from archive.workspace import Workspace
 from flows.ingest import ingest
 
-# Folders of ../shared/data with series of a group; each holds other patients than the rest.
+# Folders of ../shared/data with series of a group; each holds other patients than the rest. No PET: it is all of one
+# patient, and nobody would be left to judge on.
 FOLDERS = {
     "ct": (
         "train/ct_head_phantom_1mm",
@@ -31,7 +32,6 @@ FOLDERS = {
         "series/mr_pd_oblique_papaya",
         "series/sts001_flat_mixed",
     ),
-    "pt": ("series/pet_sts001_fdg_raw", "series/sts001_flat_mixed"),
     "nifti": ("train/nifti_hippocampus",),
     "picture": ("train/imagefolder_medmnist64",),
 }
@@ -39,7 +39,6 @@ FOLDERS = {
 DEFAULT_LEFT = {
     "ct": ("ct_lidc_chest", "sts001_flat_mixed"),
     "mr": ("mr_breast_dce_ucsf06", "mr_adc_cmbcrc_scan1"),
-    "pt": ("sts001_flat_mixed",),
     "nifti": ("nifti_hippocampus/9",),
     "picture": ("imagefolder_medmnist64/54",),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from held_out import opened
+from held_out import DEFAULT_LEFT, opened
 from scores import machine
 
 from archive.volumes import StoredVolume
@@ -36,7 +36,7 @@ def main() -> None:
     """Run the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--group", default="ct")
+    parser.add_argument("--group", default="ct", choices=[*DEFAULT_LEFT])
     parser.add_argument("--preset", help="none: the group's own")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each of the three")
     parser.add_argument("--threads", type=int, default=2)
@@ -65,7 +65,9 @@ def measure(
     learner.start_codebooks([repeated], 0)
     same = _rate(lambda step: learner.advance([repeated], step, 1e-3, True), config, seconds, device)
     stop = threading.Event()
-    coming = on_device(sampler.batches(0, stop), device, config.dims == 2)
+    # A sampler that has nothing in memory yet: reading the slabs is part of what training waits for.
+    cold = PatchSampler(volumes, config, config.seed, CACHE_BYTES)
+    coming = on_device(cold.batches(0, stop), device, config.dims == 2)
     loaded = _rate(lambda step: learner.advance([next(coming)], step, 1e-3, True), config, seconds, device)
     stop.set()
     ratio = loaded / same

@@ -273,8 +273,8 @@ class OurAutoencoder:
 class PeerQuantizer(nn.Module):
     """vector-quantize-pytorch's ResidualVQ with the surface of voxbook's quantizer.
 
-    Its k-means start, its expiry of dead codes (threshold 2, as its README advises), its quantizer dropout where there
-    are levels to drop, and voxbook's decay; its commitment is weighted as voxbook's is, by the mean over levels.
+    Its k-means start, its expiry of dead codes (threshold 2, as its README advises), and voxbook's decay; no quantizer
+    dropout, as ours has none beside it; its commitment is weighted as voxbook's is, by the mean over levels.
     """
 
     ready = True  # it starts itself from the first batch
@@ -292,7 +292,7 @@ class PeerQuantizer(nn.Module):
             kmeans_init=True,
             kmeans_iters=10,
             threshold_ema_dead_code=2,
-            quantize_dropout=config.levels > 1,
+            quantize_dropout=False,
         )
 
     @property

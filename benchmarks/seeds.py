@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from configs import config_of
 from held_out import DEFAULT_LEFT, Split, opened
 from scores import Scorer, machine, mean, spread, table
 
 from archive.settings import TrainSettings
 from archive.volume import Volume
 from model import bundle
-from model.config import intensity_for, preset_for, resolve
 from model.decode import decode_codes
 from model.encode import encode_volume
 from model.fidelity import peak_of
 from model.metrics import histogram, use
-from model.source import as_source, channel_slab, channels
+from model.source import as_source, channel_slab
 from model.train import train
 from model.vqvae import VQVAE
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--group", default="ct", choices=[*DEFAULT_LEFT])
-    parser.add_argument("--preset", help="none: the group's own")
+    parser.add_argument("--preset", metavar="PRESET[,KEY=VALUE…]", help="none: the group's own")
     parser.add_argument("--leave-out", action="append", default=[], metavar="FOLDER[/PATIENTS]")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=120.0, help="of each training, everything included")
@@ -82,10 +82,7 @@ def measure(split: Split, arguments: argparse.Namespace) -> dict[str, Any]:
 def one_seed(split: Split, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with a seed and judge on the unseen series."""
     settings = TrainSettings(threads=arguments.threads, holdout=0.0, seed=seed, steps=arguments.steps)
-    first = as_source(next(iter(split.learn.values())))
-    preset = arguments.preset or preset_for(split.modality, channels(first))
-    mapping = intensity_for(split.modality, channels(first), first.units)
-    config = resolve(preset, settings, channels=channels(first), intensity=mapping)
+    config = config_of(split, arguments.preset, settings)
     with TemporaryDirectory() as folder:
         result = train(split.learn, split.patients, config, settings, Path(folder), arguments.seconds)
         model = bundle.load(result.folder)
@@ -95,7 +92,7 @@ def one_seed(split: Split, seed: int, arguments: argparse.Namespace) -> dict[str
     trained_on = np.sum([histogram(encode_volume(model, volume).array, config.codebook_size) for volume in seen], 0)
     return {
         "seed": seed,
-        "preset": preset,
+        "preset": arguments.preset or config.preset,
         "steps": result.steps,
         "psnr": round(mean(list(psnrs)) or 0.0, 3),
         "ssim": mean(list(ssims)),

@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from configs import config_of
 from held_out import DEFAULT_LEFT, Split, opened
 from peers_model import Mark, Monai, OurAutoencoder, Trained, learn
 from scores import Contestant, judge, machine, mean, table
 
 from archive.settings import TrainSettings
 from model import bundle
-from model.config import ModelConfig, intensity_for, preset_for, resolve
+from model.config import ModelConfig
 from model.metrics import perplexity, use
 from model.patches import PatchSampler
 from model.train import train
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--group", default="ct", choices=[*DEFAULT_LEFT])
     parser.add_argument("--leave-out", action="append", default=[], metavar="FOLDER[/PATIENTS]")
     parser.add_argument("--contestants", type=lambda text: text.split(","), default=list(CONTESTANTS))
-    parser.add_argument("--preset", help="of ours; none: the group's own")
+    parser.add_argument("--preset", metavar="PRESET[,KEY=VALUE…]", help="of ours; none: the group's own")
     parser.add_argument("--steps", type=int, default=600, help="of the two quantizers in one autoencoder")
     parser.add_argument("--slices", type=int, default=12, help="judged per series")
     parser.add_argument("--side", type=int, default=512, help="of the slices that encoding is timed on")
@@ -74,6 +75,7 @@ def race(split: Split, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every contestant trained and judged; figures ready for JSON."""
     settings = TrainSettings(threads=arguments.threads, holdout=0.0, seed=arguments.seed)
     config = config_of(split, arguments.preset, settings)
+    fair(config, arguments.contestants)
     rows: list[dict[str, Any]] = []
     speeds: dict[str, Any] = {}
     quantizers: dict[str, Any] = {}
@@ -105,15 +107,21 @@ def race(split: Split, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def config_of(split: Split, preset: str | None, settings: TrainSettings) -> ModelConfig:
-    """The preset that `voxbook train` would take for the group; 2D ones only, since the others take pictures."""
-    channels = 1
-    units = next(iter(split.learn.values())).units
-    mapping = intensity_for(split.modality, channels, units)
-    config = resolve(preset or preset_for(split.modality, channels), settings, channels=channels, intensity=mapping)
+def fair(config: ModelConfig, contestants: list[str]) -> None:
+    """Exit where the race would compare different things: 3D models, or MONAI's one code per 8 x 8 cell with more bits."""
     if config.dims != 2:
         raise SystemExit("this race is between 2D models: name a 2D preset")
-    return config
+    monai = any(name.startswith("monai") for name in contestants)
+    if monai and (config.levels != 1 or config.downsample != (1, 8, 8)):
+        raise SystemExit(
+            "MONAI's VQVAE has one code per 8 x 8 cell, which is not as many bits: --preset PRESET,levels=1, or leave it out"
+        )
+
+
+def plain(config: ModelConfig) -> ModelConfig:
+    """The config with nothing that only voxbook's quantizer has: no price of codes, no dropped levels."""
+    off = {"rate_penalty": 0.0, "level_dropout": 0.0}
+    return ModelConfig.model_validate({**config.model_dump(), **off})
 
 
 def ours(
@@ -147,7 +155,11 @@ def monai(
 
 
 def compare_quantizers(split: Split, config: ModelConfig, arguments: argparse.Namespace) -> dict[str, Any]:
-    """voxbook's quantizer and ResidualVQ in one autoencoder, for the same steps on the same patches."""
+    """voxbook's quantizer and ResidualVQ in one autoencoder, for the same steps on the same patches.
+
+    Neither prices codes nor drops levels (`plain`): they differ in how codebooks start, follow and revive, in nothing else.
+    """
+    config = plain(config)
     found: dict[str, Any] = {}
     for name in ("ours", "vqp"):
         learner = OurAutoencoder(config, name)

@@ -19,17 +19,17 @@ from model import CodesDataset
 def main(root: Path, group: str, width: int = 32) -> torch.Tensor:
     """Embed the first batch of one group's codes; returns float [B, width, z, y, x], levels summed."""
     workspace = Workspace.open(root)
+    dataset = CodesDataset(workspace, group=group, patch=(1, None, None))
+    # Series differ in size, so a batch is one slice of codes; with patches of a fixed size it may be larger.
+    loader = DataLoader(dataset, batch_size=1)
     current = open_codes(workspace)
-    members = {row.series: current[row.series] for row in workspace.catalog.series(group=group) if row.codes_version}
-    dataset = CodesDataset(members, rows=1)
-    # Series differ in size, so a batch is one slab; pad or crop in a collate_fn of your own for larger ones.
-    loader = DataLoader(dataset, batch_size=1, shuffle=True, generator=torch.Generator().manual_seed(0))
-    size = max(stored.attributes["codebook_size"] for stored in members.values())
+    members = [row.series for row in workspace.catalog.series(group=group) if row.codes_version]
+    size = max(current[series].attributes["codebook_size"] for series in members)
     embedding = torch.nn.Embedding(size, width)
     codes = next(iter(loader))["codes"]  # int64 [B, L, z, y, x]
     embedded = embedding(codes).sum(1).movedim(-1, 1)
     print(
-        f"{len(dataset)} slabs of {len(members)} series; a batch of codes {tuple(codes.shape)} -> {tuple(embedded.shape)}"
+        f"{dataset.patches} slabs of {len(members)} series; a batch of codes {tuple(codes.shape)} -> {tuple(embedded.shape)}"
     )
     return embedded
 

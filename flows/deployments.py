@@ -33,6 +33,8 @@ DEPLOYMENTS = (
     Deployed("ingest", "Bring new and changed series of the sources into the volume store."),
     Deployed("train", "Train a VQ-VAE for one group or for each."),
     Deployed("encode", "Encode what is new, stale or asked for, with a certificate for every series."),
+    Deployed("promote", "Make a model its group's current one, unless it is worse on the same series."),
+    Deployed("gc", "Remove what no catalog row names, and superseded versions after their grace."),
     Deployed("verify", "Check stored volumes and codes against their manifests."),
     Deployed("report", "Write report.html and report.json."),
 )

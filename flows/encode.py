@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from prefect import flow
 from pydantic import Field
 
-from archive.catalog_schema import SeriesRow
+from archive import groups
+from archive.catalog_schema import ModelRow, SeriesRow
 from archive.errors import MismatchError
-from archive.where import matches, parse
-from flows.parameters import Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath, described
+from archive.where import Expression, matches, parse
+from flows.parameters import DryRun, Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath, described
 from flows.recording import finish, sentence
 from tasks.encode import EncodeCounts, encode_group, plan_jobs
 from tasks.stage import Outcome, Stage, call, open_stage
 
-DryRun = Annotated[bool, Field(description="Only say what would be encoded.")]
+EncodeProfile = Annotated[
+    Literal["exact", "fast"] | None,
+    Field(description="exact: fp32, repeatable to the bit; fast: bf16; none: as voxbook.toml says."),
+]
 
 
 @flow(name="encode", flow_run_name="encode {workspace}", persist_result=False)
@@ -26,35 +30,43 @@ def encode(
     series: SeriesIds = [],
     where: Where = None,
     model: ModelId = None,
+    profile: EncodeProfile = None,
     dry_run: DryRun = False,
     settings: Overrides = [],
 ) -> Outcome:
-    """Encode what is new, stale or asked for, with the current model of each group or the one named."""
-    with open_stage("encode", workspace, settings) as stage:
-        if model and group is None and not series:
-            group = stage.catalog.model(model).group
-        rows = chosen(stage, group, series, where)
+    """Encode what is new, stale or asked for, with the current model of each group or the one named.
+
+    Codes by a model that was named count until the next promotion: encode without `model` leaves them. New versions are
+    written beside the old, and a series moves from one to the other in one step.
+    """
+    condition = None if where is None else parse(where)
+    extra = [f'encode.profile="{profile}"'] if profile else []
+    with open_stage("encode", workspace, [*settings, *extra]) as stage:
+        moved = groups.moves(stage.workspace) if dry_run else groups.regroup(stage.workspace)
+        named = stage.catalog.model(model) if model else None
+        if named and group is None and not series:
+            group = named.group
+        rows = chosen(stage, group, series, condition)
         counts, no_model, planned = EncodeCounts(), [], 0
         for name in sorted({row.group for row in rows}):
             members = [row for row in rows if row.group == name]
-            chosen_model = stage.catalog.model(model) if model else stage.catalog.current_model(name)
-            if chosen_model is None:
+            with_model = _model_for(stage, name, named)
+            if with_model is None:
                 no_model += members
-                continue
-            if model and chosen_model.group != name:
-                raise MismatchError("WRONG_MODEL", f"the model is of group {chosen_model.group!r}, not {name!r}")
-            if dry_run:
-                jobs, unchanged = plan_jobs(stage, members, chosen_model)
-                planned += len(jobs)
-                counts += EncodeCounts(series=len(members), unchanged=unchanged)
-                continue
-            counts += call(encode_group, stage, name, members, chosen_model)
+            elif dry_run:
+                jobs, unchanged = plan_jobs(stage, members, with_model, any_model=named is None)
+                # A series that is to move to another group has codes of the wrong model, whatever group it was asked by.
+                going = {row.series for row in members if row.series in moved} - {job.series for job in jobs}
+                planned += len(jobs) + len(going)
+                counts += EncodeCounts(series=len(members), unchanged=unchanged - len(going))
+            else:
+                counts += call(encode_group, stage, name, members, with_model, any_model=named is None)
+        counts += EncodeCounts(series=len(no_model))
         if no_model and not dry_run:
             stage.catalog.set_reason([row.series for row in no_model], "NO_MODEL")
             stage.reasons["NO_MODEL"] += len(no_model)
-            counts += EncodeCounts(series=len(no_model))
         scope = {row.series for row in rows}
-        below = sum(row.state == "quality_failed" and row.series in scope for row in stage.catalog.series())
+        below = sum(row.series in scope for row in stage.catalog.series(group=group, states=["quality_failed"]))
         shown = {
             "series encoded": counts.encoded,
             "would be encoded": planned,
@@ -62,6 +74,7 @@ def encode(
             "without a model": len(no_model),
             "unchanged": counts.unchanged,
             "left to another run": counts.leased,
+            "moved to another group": 0 if dry_run else len(moved),
         }
         nothing = not (counts.encoded or counts.failed or planned)
         return finish(
@@ -77,6 +90,7 @@ def encode(
                     "bytes_out": counts.bytes_out,
                     "seconds": stage.seconds,
                     **({"planned": planned} if dry_run else {}),
+                    **({"regrouped": len(moved)} if moved else {}),
                 },
                 reasons=dict(stage.reasons),
                 sentence=sentence("encode", shown, dict(stage.reasons), "no series")
@@ -90,11 +104,18 @@ def encode(
         )
 
 
-def chosen(stage: Stage, group: str | None, series: list[str], where: str | None) -> list[SeriesRow]:
+def chosen(stage: Stage, group: str | None, series: list[str], condition: Expression | None) -> list[SeriesRow]:
     """The series with a volume that the filters leave; raises StoreError NOT_FOUND for one that does not exist."""
     rows = stage.catalog.series(series, group=group)
-    if where is None:
+    if condition is None:
         return rows
-    conditions = parse(where)
     certificates = {row.series: row for row in stage.catalog.certificates()}
-    return [row for row in rows if matches(conditions, row, certificates.get(row.series))]
+    return [row for row in rows if matches(condition, row, certificates.get(row.series))]
+
+
+def _model_for(stage: Stage, group: str, named: ModelRow | None) -> ModelRow | None:
+    if named is None:
+        return stage.catalog.current_model(group)
+    if named.group != group:
+        raise MismatchError("WRONG_MODEL", f"the model is of group {named.group!r}, not {group!r}")
+    return named

@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from archive.errors import StoreError
+from archive.groups import regroup
 from flows.parameters import Overrides, WorkspacePath, described
 from flows.recording import finish, sentence
 from tasks.ingest import IngestCounts, ingest_source
@@ -22,6 +23,7 @@ Sources = Annotated[list[str], Field(description="Aliases of sources, as in [sou
 def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides = []) -> Outcome:
     """Bring new and changed series of the sources into the volume store; refuse the rest with a reason."""
     with open_stage("ingest", workspace, settings, create=True) as stage:
+        regroup(stage.workspace)
         known = {source.alias for source in stage.catalog.sources()}
         aliases = sources or sorted(known | set(stage.settings.sources))
         for alias, path in stage.settings.sources.items():

@@ -12,8 +12,17 @@ WorkspacePath = Annotated[str, Field(description="Folder of the workspace.")]
 Overrides = Annotated[list[str], Field(description="Settings as KEY=VALUE, as in voxbook.toml (train.max_seconds=60).")]
 Group = Annotated[str | None, Field(description="One group (ct, mr, pt, ...); none: every group.")]
 SeriesIds = Annotated[list[str], Field(description="Series to work on, by pseudonym; none: all.")]
-Where = Annotated[str | None, Field(description="Condition on the catalog: psnr < 38 and modality = CT.")]
-ModelId = Annotated[str | None, Field(description="Model to encode with; none: the current one of each group.")]
+Where = Annotated[
+    str | None,
+    Field(
+        description="Condition on the catalog: psnr < 38 and (modality = CT or group in (mr, pt)). "
+        "Fields: docs/again.md."
+    ),
+]
+ModelId = Annotated[
+    str | None, Field(description="Model to encode with, or the beginning of its id; none: each group's current one.")
+]
+DryRun = Annotated[bool, Field(description="Only say what would be done.")]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

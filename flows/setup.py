@@ -51,11 +51,20 @@ def toml_text(sources: dict[str, str], groups: dict[str, tuple[int, int]]) -> st
         lines.append(f"# found: group {group}, {series} series, {voxels / 1e6:.1f} million voxels")
     lines += ["", *_fields(Settings, only_plain=True), "", "[sources]"]
     lines += [f"{alias} = {json.dumps(path)}" for alias, path in sources.items()] or ['# ct = "/data/ct"']
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            lines += ["", f"# {field.description}", f"[{name}]", *_fields(field.annotation)]
+    lines += _tables(Settings, "", "[{}]")
     lines += ["", "# A group of your own beside one per modality:", "# [groups.NAME]", *_fields(GroupSettings)]
     return "\n".join(lines) + "\n"
+
+
+def _tables(section: type[BaseModel], above: str, header: str) -> list[str]:
+    """The tables of a section, those inside them commented out."""
+    lines = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            path = above + name
+            lines += ["", f"# {field.description}", header.format(path), *_fields(field.annotation)]
+            lines += _tables(field.annotation, f"{path}.", "# [{}]")
+    return lines
 
 
 def _fields(section: type[BaseModel], only_plain: bool = False) -> list[str]:

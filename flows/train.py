@@ -6,6 +6,7 @@ from prefect import flow
 
 from archive.catalog_schema import SeriesRow
 from archive.errors import StoreError
+from archive.groups import regroup
 from archive.settings import TrainSettings
 from archive.workspace import Workspace
 from flows.parameters import Group, Overrides, WorkspacePath, described
@@ -19,6 +20,7 @@ from tasks.train import follow_group, share_seconds, train_group
 def train(workspace: WorkspacePath, group: Group = None, settings: Overrides = []) -> Outcome:
     """Train a VQ-VAE for one group or for each; the first model of a group becomes its current one."""
     with open_stage("train", workspace, settings) as stage:
+        regroup(stage.workspace)
         rows = stage.catalog.series(group=group)
         if not rows:
             raise StoreError("NOTHING_FOUND", "no volumes to train on", hint="voxbook ingest first")
@@ -43,6 +45,7 @@ def follow(workspace: str, group: str | None, settings: list[str]) -> None:
     They read the same catalog, so they come to the same groups, and skip the same models that are there already.
     """
     home = Workspace.open(workspace, settings)
+    regroup(home)  # as the first rank does, whoever comes first
     for name, seconds in _shares(home.catalog.series(group=group), home.settings.train):
         follow_group(home, name, seconds)
 

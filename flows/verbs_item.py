@@ -1,4 +1,4 @@
-"""Verbs that answer or act at once, without Prefect: inspect, decode, promote, gc, repair, forget."""
+"""Verbs that answer or act at once, without Prefect: inspect, decode, repair, forget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flows.options import Group, Json, Series, Set, Workspace
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module to the command."""
-    for verb in (inspect, decode, promote, repair, forget, gc):
+    for verb in (inspect, decode, repair, forget):
         app.command(name=verb.__name__, no_args_is_help=True)(verb)
 
 
@@ -74,22 +74,6 @@ def decode(
         sys.stdout.write(f"decode: {'x'.join(map(str, done.shape))} {done.dtype} in {done.units}, from {label}\n")
 
 
-def promote(
-    workspace: Workspace,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model id, or the beginning of it.")],
-    as_json: Json = False,
-) -> None:
-    """Make a model the current one of its group; series encoded by another become stale.
-
-    Example: voxbook promote -w ws 8c1f
-    """
-    catalog = Home.open(workspace).catalog
-    row = catalog.promote(catalog.model(model).model)
-    stale = len(catalog.series(group=row.group, states=["stale"]))
-    data = {"model": row.model, "group": row.group, "stale": stale}
-    _say(data, f"promote: {row.model[:12]} is the model of {row.group}; {stale} series are stale", as_json)
-
-
 def repair(
     workspace: Workspace,
     series: Series = [],
@@ -130,22 +114,6 @@ def forget(
         f"{erased.reports} reports erased"
     )
     _say(erased.__dict__, words, as_json)
-
-
-def gc(
-    workspace: Workspace,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Remove what no catalog row names and no running process holds.
-
-    Example: voxbook gc -w ws --dry-run
-    """
-    from archive.collect import collect
-
-    done = collect(Home.open(workspace), dry_run=dry_run)
-    verb = "would remove" if dry_run else "removed"
-    _say(done.__dict__, f"gc: {verb} {done.folders} folders, {done.bytes} bytes", as_json)
 
 
 def _say(data: dict[str, Any], words: str, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from flows.options import Group, Json, Series, Set, Workspace
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module to the command."""
-    for verb in (ingest, train, select, encode, verify, report, nightly, demo):
+    for verb in (ingest, train, select, encode, promote, gc, verify, report, nightly, demo):
         app.command(name=verb.__name__, no_args_is_help=verb is not demo)(verb)
 
 
@@ -147,7 +147,10 @@ def encode(
     workspace: Workspace,
     group: Group = None,
     series: Series = [],
-    where: Annotated[str | None, typer.Option("--where", help="'psnr < 38 and modality = CT'.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="'psnr < 38 and (modality = CT or group in (mr, pt))'; fields: docs/again.md."),
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model id; none: each group's current one.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="exact or fast.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be encoded.")] = False,
@@ -156,9 +159,13 @@ def encode(
 ) -> None:
     """Encode what is new or stale, with a certificate for every series.
 
-    Example: voxbook encode -w ws --where 'psnr < 38 and modality = CT'
+    New versions are written beside the old; a reader has one or the other. Codes by a model that was named here count
+    until the next promotion.
+
+    Example: voxbook encode -w ws --where 'psnr < 38 and modality = CT' --model 8c1f
     """
-    extra = [f'encode.profile="{profile}"'] if profile else []
+    if profile not in (None, "exact", "fast"):
+        raise ConfigError("BAD_USAGE", f"--profile is exact or fast, not {profile!r}")
     _run(
         "encode",
         as_json,
@@ -167,9 +174,63 @@ def encode(
         series=series,
         where=where,
         model=model,
+        profile=profile,
         dry_run=dry_run,
-        settings=[*settings, *extra],
+        settings=settings,
     )
+
+
+def promote(
+    workspace: Workspace,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model id, or the beginning of it.")],
+    force: Annotated[bool, typer.Option("--force", help="Even a worse one; nothing is encoded to compare.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare.")] = False,
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Make a model the current one of its group, unless it is worse than the current one on the same series.
+
+    Encodes a sample of the group with it where it has no codes yet. Exit code 5 where it is worse. Series that it has
+    not encoded are stale until the next encode.
+
+    Example: voxbook promote -w ws 8c1f
+    """
+    from flows.promote import promote as flow
+    from flows.promote import table_of
+    from flows.recording import run_stage
+
+    with console.progress_bars():
+        outcome = run_stage(
+            flow,
+            console.notice,
+            workspace=str(workspace),
+            model=model,
+            force=force,
+            dry_run=dry_run,
+            settings=settings,
+        )
+    compared = outcome.counts["comparison"]
+    if compared and not as_json:
+        console.table(*table_of(compared), title="Worst first")
+    raise typer.Exit(console.show_outcome(outcome, as_json))
+
+
+def gc(
+    workspace: Workspace,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=0, help="Superseded versions of each series that stay; none: gc.keep.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    settings: Set = [],
+    as_json: Json = False,
+) -> None:
+    """Remove what no catalog row names and no running process holds, and superseded versions after their grace.
+
+    Whoever reads a superseded version has gc.grace_seconds from the first gc that sees it.
+
+    Example: voxbook gc -w ws --keep 1 --dry-run
+    """
+    _run("gc", as_json, workspace=str(workspace), keep=keep, dry_run=dry_run, settings=settings)
 
 
 def verify(

@@ -1,6 +1,7 @@
-"""A model as a folder that names itself: weights, config, card and training record, under the sha256 of the first two.
+"""A model as a folder that names itself: weights, config, card and training record, under the sha256 of the first three.
 
-models/<model id>/ model.safetensors, config.json, README.md, metrics.jsonl, progress.png, TensorBoard event files
+models/<model id>/ model.safetensors, config.json, tables.safetensors (of the entropy coder), README.md,
+metrics.jsonl, progress.png, TensorBoard event files
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from archive.commit import STAGE, fault_point
 from archive.errors import MismatchError, StoreError
+from archive.owner import Owner
+from archive.tables import FILE as TABLES
 from model.card import card
 from model.config import ModelConfig
 from model.device import pick
@@ -31,8 +35,8 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _LEARNING_ONLY = ("quantizer.counts", "quantizer.sums")  # the moving averages are for going on with training
 
 
-def identify(weights: Mapping[str, Tensor], config: bytes) -> str:
-    """The model id: sha256 hex over config.json as it lies and every weight's name, dtype, shape and bytes.
+def identify(weights: Mapping[str, Tensor], config: bytes, tables: bytes | None = None) -> str:
+    """The model id: sha256 hex over config.json as it lies, every weight's name, dtype, shape and bytes, and the tables.
 
     The bytes, not the config that they say: a field added to ModelConfig later must not give old bundles new ids.
     """
@@ -41,6 +45,8 @@ def identify(weights: Mapping[str, Tensor], config: bytes) -> str:
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.numpy().tobytes())
+    if tables is not None:
+        digest.update(b"\0tables\0" + hashlib.sha256(tables).digest())
     return digest.hexdigest()
 
 
@@ -50,34 +56,39 @@ def save(
     models: Path,
     summary: Mapping[str, Any],
     attachments: Mapping[str, Path] | None = None,
+    tables: bytes | None = None,
 ) -> str:
     """Write `models/<model id>` and give the id; the folder appears whole or not at all.
 
     summary: plain numbers and words for the card (fidelity, data). attachments: name in the folder = file to copy,
-    where it exists. A bundle that is there already is left as it is: equal ids are equal models.
+    where it exists. tables: of the entropy coder (model.tables.fit); none: its codes cost their zero-order entropy.
+    A bundle that is there already is left as it is: equal ids are equal models.
     """
     weights = _kept(model)
     written = _canonical(config)
-    name = identify(weights, written)
+    name = identify(weights, written, tables)
     target = models / name
     if not target.exists():
-        models.mkdir(parents=True, exist_ok=True)
-        stage = models / f".stage-{uuid.uuid4().hex}"
-        stage.mkdir()
+        stage = models / STAGE / f"{Owner.me().tag()}.{uuid.uuid4().hex}"  # gc tells by the name whether it is dead
+        stage.mkdir(parents=True)
         try:
             save_file(weights, stage / WEIGHTS, metadata={"format": "voxbook 1"})
             (stage / CONFIG).write_bytes(written)
+            if tables is not None:
+                (stage / TABLES).write_bytes(tables)
             (stage / CARD).write_text(card(name, model, config, summary))
             for file, source in (attachments or {}).items():
                 if source.exists():
                     shutil.copyfile(source, stage / file)
             for path in [*stage.iterdir(), stage]:
                 _sync(path)
+            fault_point("bundle.staged")
             try:
                 stage.rename(target)
             except OSError:
                 if not target.exists():  # another process that had the same model in hand may have been first
                     raise
+            fault_point("bundle.renamed")
             _sync(models)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -101,14 +112,15 @@ def _load(folder: Path, name: str, device: str) -> VQVAE:
         written = (folder / CONFIG).read_bytes()
         config = ModelConfig.model_validate_json(written)
         weights = load_file(folder / WEIGHTS)
+        tables = (folder / TABLES).read_bytes() if (folder / TABLES).exists() else None
     except FileNotFoundError:
         raise StoreError("MISSING", "a model's files are gone", hint="restore the model", model=name) from None
     except (ValidationError, SafetensorError) as error:
         raise MismatchError(
             "WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name
         ) from None
-    if identify(weights, written) != name:
-        raise MismatchError("WRONG_MODEL", "a model's weights and config are not those of its id", model=name)
+    if identify(weights, written, tables) != name:
+        raise MismatchError("WRONG_MODEL", "a model's weights, config or tables are not those of its id", model=name)
     model = VQVAE(config)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - set(_LEARNING_ONLY):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,26 +13,32 @@ from archive.codes import Codes
 from archive.errors import MismatchError
 from archive.jpeg2000 import round_trip
 from archive.settings import GateSettings
-from archive.volume import Volume
 from model.fidelity import Peak, peak_of
 from model.metrics import entropy, histogram, perplexity, psnr, ssim, use
-from model.source import Source, as_source, channel_slab, channels, rescaled
+from model.source import as_source, channel_slab, channels
 
 SLAB = 8  # slices measured at once
-PEER_SLICES = 4  # slices that also go through JPEG 2000
+PEER_SLICES = 4  # slices that also go through JPEG 2000,
+PEER_SHARE = 4  # and at most one in so many of those measured
+FEW = 8  # slices of a series that are always measured,
+SHARE = 8  # and one in so many of a long one
 
 
 @dataclass(frozen=True)
 class Certificate:
     """The measured fidelity and cost of one version of codes.
 
-    psnr: dB over all voxels (999 where exact), peak `peak` after clipping to it where `clipped` (CT). ssim: mean over
-    slices, window 7, the same range; None where slices are smaller than the window. mean_error, max_error: absolute,
-    in `units`, unclipped. perplexity: per level. codebook_use: share of codes that occur, mean over levels.
+    psnr: dB over the voxels checked (999 where exact), peak `peak` after clipping to it where `clipped` (CT). ssim:
+    mean over slices, window 7, the same range; None where slices are smaller than the window. mean_error, max_error:
+    absolute, in `units`, unclipped. perplexity: per level. codebook_use: share of codes that occur, mean over levels.
     bits_per_voxel: fixed length, zero-order entropy, and bytes on disk with everything counted. ratio: bytes of the
     stored values over bytes on disk. jpeg2000_psnr and codes_psnr_there: of JPEG 2000 and of the codes on the same
     few slices at the same bytes; None where slices are too small or the bytes too few for it. reasons: codes of what
-    the gate found.
+    the gate found. voxels, slices: of the series; checked_voxels, checked_slices: of them measured against the source;
+    sampled_by: what seeded their choice, empty where all were. Bits, perplexity and use are of all codes.
+    rung: what a reader is given to pass the gate: codes, bounded (the layer of archive.bounded), or volume where nothing
+    passes; rungs: each one tried, with levels, bytes and figures (model.ladder). unlike: Jensen-Shannon divergence in
+    bits, 0 to 1, of how often the codes occur here and in training, mean over levels; None for models without tables.
     """
 
     psnr: float
@@ -57,59 +63,76 @@ class Certificate:
     profile: str
     source_version: str
     voxels: int
+    slices: int
+    checked_slices: int
+    checked_voxels: int
+    sampled_by: str
+    rung: str = "codes"
+    rungs: tuple[dict[str, Any], ...] = ()
+    unlike: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**asdict(self), "perplexity": list(self.perplexity), "reasons": list(self.reasons)}
+        listed = {"perplexity": list(self.perplexity), "reasons": list(self.reasons), "rungs": list(self.rungs)}
+        return {**asdict(self), **listed}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Certificate:
         """Read what `as_dict` wrote."""
-        return cls(**{**data, "perplexity": tuple(data["perplexity"]), "reasons": tuple(data["reasons"])})
+        listed = {name: tuple(data.get(name, ())) for name in ("perplexity", "reasons", "rungs")}
+        return cls(**{**data, **listed})
 
 
 def certify(
     volume: Any,
-    decoded: Volume,
+    decoded: Any,
     codes: Codes,
     bytes_on_disk: int,
     gate: GateSettings | None = None,
     *,
     peer: bool = True,
+    sample: int | None = None,
+    seed: str = "",
 ) -> Certificate:
     """Measure a decoded volume against its source, a few slices at a time, and judge it.
 
-    volume: Volume or StoredVolume; decoded: of the same shape; bytes_on_disk: the codes' version with everything in
-    it; peer False leaves JPEG 2000 out. Raises MismatchError WRONG_MODEL where the shapes differ.
+    volume: Volume or StoredVolume; decoded: Volume, or DecodedVolume, which decodes what is looked at only; of the same
+    shape. bytes_on_disk: the codes' version with everything in it; peer False leaves JPEG 2000 out. sample: measure
+    `sampled` slices of the volume with at most this number, drawn by `seed`; None, and a gate with max_error: all (a
+    bound is no sample). Raises MismatchError WRONG_MODEL where the shapes differ.
     """
     source, other = as_source(volume), as_source(decoded)
     if source.shape != other.shape or source.axes != other.axes:
         raise MismatchError("WRONG_MODEL", "the decoded volume and its source differ in shape")
+    gate = gate or GateSettings()
+    if gate.max_error is not None:
+        sample = None
+    parts = _parts(source.slices, source.shape[-3], getattr(decoded, "together", 1), sample, seed)
     peak = peak_of(source)
-    squares, absolute, largest, similar, count = 0.0, 0.0, 0.0, [], 0
-    for a, b in _slabs(source, decoded):
-        difference = np.abs(a.astype(np.float64) - b)
-        absolute += float(difference.sum())
-        largest = max(largest, float(difference.max()))
-        count += difference.size
-        a, b = peak.cut(a), peak.cut(b)
-        squares += float(np.square(a - b).sum())
-        for x, y in zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), strict=True):
-            value = ssim(x, y, peak.range)
-            if value is not None:
-                similar.append(value)
+    measured = _Sums()
+    wanted = _peer_slices(parts) if peer else frozenset()
+    bits_on_disk = 8 * bytes_on_disk / (math.prod(source.shape) // channels(source))
+    theirs, ours = _Sums(), _Sums()
+    for start, stop in parts:
+        pairs = zip(channel_slab(source, start, stop), channel_slab(other, start, stop), strict=True)
+        for number, (a, b) in enumerate(pairs, start):
+            measured.add(a, b, peak, similar=True)
+            if number in wanted:
+                after = _through(peak.cut(a), peak, bits_on_disk)
+                if after is not None:
+                    theirs.add(a, after, peak)
+                    ours.add(a, b, peak)
     counts = histogram(codes.array, codes.codebook_size)
+    count = math.prod(source.shape)
     voxels = count // channels(source)
-    fixed = codes.array.size * (codes.codebook_size - 1).bit_length() / voxels
     bits = {
-        "fixed": fixed,
+        "fixed": codes.array.size * (codes.codebook_size - 1).bit_length() / voxels,
         "entropy": sum(entropy(level) * int(level.sum()) for level in counts) / voxels,
-        "disk": 8 * bytes_on_disk / voxels,
+        "disk": bits_on_disk,
     }
-    theirs, ours = _peer(source, decoded, peak, bits["disk"]) if peer else (None, None)
-    found = psnr(squares / count, peak.range)
-    mean_ssim = float(np.mean(similar)) if similar else None
-    reasons = judge(gate or GateSettings(), found, mean_ssim, largest)
+    found = psnr(measured.squares / measured.count, peak.range)
+    mean_ssim = float(np.mean(measured.similar)) if measured.similar else None
+    reasons = judge(gate, found, mean_ssim, measured.largest)
     return Certificate(
         psnr=found,
         ssim=mean_ssim,
@@ -117,15 +140,15 @@ def certify(
         peak_low=peak.low,
         peak_high=peak.high,
         clipped=peak.clip,
-        mean_error=absolute / count,
-        max_error=largest,
+        mean_error=measured.absolute / measured.count,
+        max_error=measured.largest,
         units=source.units,
         perplexity=tuple(perplexity(level) for level in counts),
         codebook_use=float(np.mean([use(level) for level in counts])),
         bits_per_voxel=bits,
         ratio=count * source.dtype.itemsize / bytes_on_disk,
-        jpeg2000_psnr=theirs,
-        codes_psnr_there=ours,
+        jpeg2000_psnr=psnr(theirs.squares / theirs.count, peak.range) if theirs.count else None,
+        codes_psnr_there=psnr(ours.squares / ours.count, peak.range) if ours.count else None,
         passed=not reasons,
         reasons=reasons,
         model=codes.model,
@@ -133,7 +156,71 @@ def certify(
         profile=codes.profile,
         source_version=codes.source_version,
         voxels=voxels,
+        slices=source.slices,
+        checked_slices=sum(stop - start for start, stop in parts),
+        checked_voxels=measured.count // channels(source),
+        sampled_by="" if sample is None else seed,
     )
+
+
+@dataclass
+class _Sums:
+    """What adds up over slices; `count` values of them."""
+
+    squares: float = 0.0
+    absolute: float = 0.0
+    largest: float = 0.0
+    count: int = 0
+    similar: list[float] = field(default_factory=list)
+
+    def add(self, a: np.ndarray, b: np.ndarray, peak: Peak, similar: bool = False) -> None:
+        """Take in one slice [c, y, x] in units and what stands for it."""
+        difference = np.abs(np.subtract(a, b, dtype=np.float64))
+        self.absolute += float(difference.sum())
+        self.largest = max(self.largest, float(difference.max()))
+        self.count += difference.size
+        if peak.clip:
+            a, b = np.clip(a, peak.low, peak.high), np.clip(b, peak.low, peak.high)
+            difference = np.subtract(a, b, dtype=np.float64)
+        flat = difference.ravel()
+        self.squares += float(np.dot(flat, flat))
+        for x, y in zip(a, b, strict=True) if similar else ():
+            value = ssim(x, y, peak.range)
+            if value is not None:
+                self.similar.append(value)
+
+
+def sampled(slices: int, most: int) -> int:
+    """How many slices of a series are measured where not all are: an eighth, within 8 and `most`; all of a short one."""
+    return min(slices, max(1, min(most, max(FEW, slices // SHARE))))
+
+
+def _parts(slices: int, depth: int, together: int, sample: int | None, seed: str) -> list[tuple[int, int]]:
+    """Runs of slices (start, stop) to measure, each within one time point and at most `together` long or a few.
+
+    Of a sample: one run at random out of each of as many equal shares of the series (stratified; Cochran 1977).
+    """
+    step = max(together, SLAB if sample is None else 1)
+    runs = [
+        (first + at, first + min(at + step, depth)) for first in range(0, slices, depth) for at in range(0, depth, step)
+    ]
+    if sample is None:
+        return runs
+    wanted = sampled(slices, sample)
+    draws = np.random.default_rng(list(hashlib.sha256(seed.encode()).digest()))
+    for count in range(-(-wanted // step), len(runs)):
+        picks = ((np.arange(count) + draws.random(count)) * len(runs) / count).astype(int)
+        chosen = [runs[at] for at in dict.fromkeys(np.minimum(picks, len(runs) - 1).tolist())]
+        if sum(stop - start for start, stop in chosen) >= wanted:  # the last run of a time point may be a short one
+            return chosen
+    return runs
+
+
+def _peer_slices(parts: list[tuple[int, int]]) -> frozenset[int]:
+    """Slices of those measured that also go through JPEG 2000: few, and away from both ends where there are more."""
+    measured = [number for part in parts for number in range(*part)]
+    count = max(1, min(PEER_SLICES, len(measured) // PEER_SHARE))
+    return frozenset(measured[(2 * at + 1) * len(measured) // (2 * count)] for at in range(count))
 
 
 def judge(gate: GateSettings, psnr: float, ssim: float | None, max_error: float) -> tuple[str, ...]:
@@ -149,39 +236,6 @@ def judge(gate: GateSettings, psnr: float, ssim: float | None, max_error: float)
     if gate.max_error is not None and max_error > gate.max_error:
         reasons.append("ABOVE_MAX_ERROR")
     return tuple(reasons)
-
-
-def _slabs(source: Source, decoded: Volume) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of float32 [n, c, y, x] in units, a few slices at a time, in whole z of one t."""
-    depth = source.shape[-3]
-    for first in range(0, source.slices, depth):
-        for start in range(first, first + depth, SLAB):
-            stop = min(start + SLAB, first + depth)
-            yield channel_slab(source, start, stop), _values(decoded, start, stop)
-
-
-def _values(volume: Volume, start: int, stop: int) -> np.ndarray:
-    """What `channel_slab` gives, of a Volume, without copying more than the slab."""
-    t, z = divmod(start, volume.voxels.shape[-3])
-    frame = volume.voxels[t] if volume.axes.startswith("t") else volume.voxels
-    block = frame[..., z : z + stop - start, :, :]
-    block = np.moveaxis(block, 1, 0) if "c" in volume.axes else block[:, None]
-    return rescaled(block, volume.slope, volume.intercept, start)
-
-
-def _peer(source: Source, decoded: Volume, peak: Peak, bits: float) -> tuple[float | None, float | None]:
-    """PSNR of JPEG 2000 and of the codes on the same sampled slices, at the codes' bits per voxel on disk."""
-    theirs, ours = [], []
-    picks = np.unique(np.linspace(0, source.slices - 1, min(PEER_SLICES + 2, source.slices)).round().astype(int))
-    for at in picks[1:-1] if len(picks) > 2 else picks:
-        a = peak.cut(channel_slab(source, int(at), int(at) + 1)[0])
-        b = peak.cut(_values(decoded, int(at), int(at) + 1)[0])
-        after = _through(a, peak, bits)
-        if after is None:
-            return None, None
-        theirs.append(float(np.square(after - a).mean()))
-        ours.append(float(np.square(b - a).mean()))
-    return psnr(float(np.mean(theirs)), peak.range), psnr(float(np.mean(ours)), peak.range)
 
 
 def _through(image: np.ndarray, peak: Peak, bits: float) -> np.ndarray | None:

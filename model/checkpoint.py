@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FILE = "checkpoint.safetensors"
+FORMAT = 2  # 2: losses of the epoch under way; another one is not gone on with
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,13 @@ def write(folder: Path, key: str, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint of a folder; a reader sees the old or the new one, whole."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{FILE}.{os.getpid()}"
-    about = {"key": key, "step": checkpoint.step, "seconds": checkpoint.seconds, "state": checkpoint.state}
+    about = {
+        "format": FORMAT,
+        "key": key,
+        "step": checkpoint.step,
+        "seconds": checkpoint.seconds,
+        "state": checkpoint.state,
+    }
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(plain, draft, metadata={"voxbook": json.dumps(about)})
     with draft.open("rb") as file:
@@ -84,7 +91,7 @@ def read(folder: Path, key: str) -> Checkpoint | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("voxbook", "{}"))
-            if about.get("key") != key:
+            if (about.get("format"), about.get("key")) != (FORMAT, key):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (FileNotFoundError, SafetensorError):  # none, or of another kind: start anew

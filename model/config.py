@@ -123,6 +123,8 @@ class ModelConfig(BaseModel):
             raise ValueError("with fsq, codebook_size is the product of fsq_levels and code_dim their number")
         if self.gradient == "rotation" or self.normalize:
             raise ValueError("fsq has no codes to turn to or to normalize: gradient and normalize are for codebooks")
+        if self.rate_penalty:
+            raise ValueError("fsq rounds, it does not choose by price: rate_penalty is for codebooks")
 
     @property
     def downsample(self) -> Triple:
@@ -190,9 +192,9 @@ _BY_MODALITY = {"CT": "ct-2d", "MR": "mr-2d", "PT": "pet-2d", "NM": "pet-2d", "N
 _BY_MODALITY |= dict.fromkeys(("CR", "DX", "MG", "XA", "RF", "IO", "PX"), "xray-2d")
 # What a setting of voxbook.toml is called in the config.
 _OVERRIDES: tuple[str, ...] = ("steps", "batch_size", "optimizer", "learning_rate", "alpha")
-_OVERRIDES += ("epochs", "accumulate", "patience", "validate_every", "balance")
-_OVERRIDES += ("stem", "quantizer", "fsq_levels", "normalize", "gradient", "attention", "adversarial")
-_OVERRIDES += ("mse", "l1", "ssim", "rate_penalty")
+_OVERRIDES += ("epochs", "accumulate", "patience", "validate_every", "temperature", "balance", "balance_temperature")
+_OVERRIDES += ("stem", "quantizer", "fsq_levels", "normalize", "gradient", "attention")
+_OVERRIDES += ("adversarial", "adversarial_after", "mse", "l1", "ssim", "rate_penalty")
 _OVERRIDES += ("codebook_size", "code_dim", "levels", "width", "seed")
 
 
@@ -221,7 +223,9 @@ def resolve(
         if settings.downsample is not None:
             values |= folded(values.get("stride", (1, 2, 2)), settings.downsample)
     if values.get("quantizer") == "fsq":
-        values |= _scalar(values)
+        values |= _scalar(values, settings)
+    elif settings is not None and settings.fsq_levels is not None:
+        raise ConfigError("BAD_VALUE", "fsq_levels: the quantizer is not fsq", hint='train.quantizer = "fsq"')
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
@@ -230,9 +234,16 @@ def resolve(
         raise ConfigError("BAD_VALUE", f"{where}: {first['msg']}") from None
 
 
-def _scalar(values: dict[str, Any]) -> dict[str, Any]:
-    """Steps per dimension for fsq: those given, else the paper's nearest to the codebook size; and what they make."""
+def _scalar(values: dict[str, Any], settings: TrainSettings | None) -> dict[str, Any]:
+    """Steps per dimension for fsq: those given, else the paper's nearest to the codebook size; and what they make.
+
+    A preset's price and width of codes are for codebooks and give way; those that a person set are refused.
+    """
     steps = tuple(values.get("fsq_levels") or fsq_steps(values.get("codebook_size", 1024)))
+    for key, useless in (("rate_penalty", 0.0), ("code_dim", len(steps))):
+        given = getattr(settings, key, None)
+        if given is not None and given != useless:
+            raise ConfigError("BAD_VALUE", f"{key}: fsq has none to set", hint=f"leave train.{key} out")
     return {"fsq_levels": steps, "codebook_size": math.prod(steps), "code_dim": len(steps), "rate_penalty": 0.0}
 
 

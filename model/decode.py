@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from archive.geometry import Geometry
 from archive.volume import Volume
 from model import intensity
 from model.device import arithmetic
-from model.source import unscaled
+from model.source import rescaled, unscaled
 from model.tiling import Tile, batch_size, groups, tiles, windows
 from model.vqvae import VQVAE
 
@@ -27,7 +28,8 @@ Region = tuple[slice, slice, slice]
 def decode_codes(model: VQVAE, codes: Codes, levels: int | None = None) -> Volume:
     """The volume of codes, with the source's shape, dtype, geometry, units, slope and intercept.
 
-    levels: use only the first so many, a coarser picture. Only the result is of the volume's size; floats are kept
+    levels: use only the first so many, a coarser picture; None: all, or the layer that bounds the error where the codes
+    have one (archive.bounded), which owes nothing to the network. Only the result is of the volume's size; floats are kept
     for one window at a time. Raises MismatchError WRONG_MODEL; StoreError DAMAGED for a code outside the codebook.
     """
     timed = codes.array.ndim == 5
@@ -38,8 +40,9 @@ def decode_codes(model: VQVAE, codes: Codes, levels: int | None = None) -> Volum
 
     decoder = Decoder(model, codes, slab)
     voxels = np.empty(decoder.shape, decoder.dtype)
+    pixels = codes.bounded if levels is None and codes.bounded is not None else decoder
     for t in range(decoder.frames):
-        decoder.into(voxels[t] if decoder.axes.startswith("t") else voxels, t, decoder.everything)
+        pixels.into(voxels[t] if decoder.axes.startswith("t") else voxels, t, decoder.everything)
     return Volume.from_attributes(voxels, codes.source)
 
 
@@ -93,6 +96,16 @@ class Decoder:
         """The inverse of how the source was mapped."""
         return intensity.Mapping.from_dict(self.about.mapping)
 
+    @property
+    def together(self) -> int:
+        """Neighbouring slices that cost as much to decode as one of them."""
+        shape = [
+            (part.stop - part.start) * d for part, d in zip(self._plan[0].outer, self.about.downsample, strict=True)
+        ]
+        across = {(tile.spans[1].start, tile.spans[2].start) for tile in self._plan}
+        batch = batch_size(self.model.device.type, math.prod(shape))
+        return max(1, min(self.shape[-3], shape[0] * max(1, batch // len(across))))
+
     @cached_property
     def _plan(self) -> list[Tile]:
         cell = self.model.config.downsample
@@ -121,9 +134,12 @@ class Decoder:
         config = self.model.config
         cell = config.downsample
         shape = [part.stop - part.start for part in self._plan[0].outer]
-        voxels = math.prod(shape) * math.prod(cell)
-        size = batch_size(self.model.device.type, voxels, len(self._plan))
-        for group in groups(self._plan, size):
+        size = batch_size(self.model.device.type, math.prod(shape) * math.prod(cell))
+        plan = list(groups(self._plan, size))
+        depths = [group[-1].inner[0].stop * cell[0] for group in plan]  # never falling: z is slowest
+        for group in plan[bisect.bisect_right(depths, region[0].start) :]:
+            if group[0].inner[0].start * cell[0] >= region[0].stop:
+                break
             touched = [_overlap(tile, cell, region) for tile in group]
             if not any(touched):
                 continue
@@ -165,10 +181,12 @@ def _overlap(tile: Tile, cell: tuple[int, int, int], region: Region) -> Region |
 class DecodedVolume:
     """A series decoded where it is looked at: `decoded[z0:z1, y0:y1, x0:x1]` gives stored values.
 
-    Indexing takes integers and slices of step 1 along `axes`; the result equals the crop of the whole decode.
+    Indexing takes integers and slices of step 1 along `axes`; the result equals the crop of the whole decode. It is a
+    model.source.Source too. stored: StoredCodes, or Codes in memory. levels: as for decode_codes.
     """
 
     def __init__(self, model: VQVAE, stored: Any, levels: int | None = None) -> None:
+        stored = _Held(stored) if isinstance(stored, Codes) else stored
         self._stored, self._levels = stored, levels
         about = _About(stored.attributes)
 
@@ -176,6 +194,8 @@ class DecodedVolume:
             return stored.slab(z0, z1, levels=levels, t=t if len(stored.shape) == 5 else None)
 
         self._decoder = Decoder(model, about, slab)
+        self._bounded = stored.bounded if levels is None else None
+        self._pixels = self._bounded or self._decoder
         self.attributes: dict[str, Any] = about.source
         self.axes, self.shape, self.dtype = self._decoder.axes, self._decoder.shape, self._decoder.dtype
         self.ndim = len(self.shape)
@@ -191,12 +211,35 @@ class DecodedVolume:
         out = np.empty((len(times), *colours, *sizes), self.dtype)
         if out.size:
             for row, t in enumerate(times):
-                self._decoder.into(out[row], t, region)
+                self._pixels.into(out[row], t, region)
         if colours:
             out = out[:, wanted[self.axes.index("c")]]
         if not self.axes.startswith("t"):
             out = out[0]
         return out[tuple(0 if axis in dropped else slice(None) for axis in range(self.ndim))]
+
+    @property
+    def slices(self) -> int:
+        """Slices over all time points."""
+        return self._decoder.frames * self.shape[-3]
+
+    @property
+    def together(self) -> int:
+        """Neighbouring slices that cost as much to decode as one of them: so many make a full batch, or a window."""
+        return 1 if self._bounded else self._decoder.together
+
+    def slab(self, start: int, stop: int) -> np.ndarray:
+        """Stored values of slices (t-major, z-minor) of one time point: [n, y, x], or [n, c, y, x] in colour."""
+        t, z = divmod(start, self.shape[-3])
+        _, y, x = self._decoder.everything
+        colours = [self.shape[self.axes.index("c")]] if "c" in self.axes else []
+        out = np.empty((*colours, stop - start, *self.shape[-2:]), self.dtype)
+        self._pixels.into(out, t, (slice(z, z + stop - start), y, x))
+        return np.moveaxis(out, 1, 0) if colours else out
+
+    def slab_values(self, start: int, stop: int) -> np.ndarray:
+        """The same in `units`, float32."""
+        return rescaled(self.slab(start, stop), self.attributes["slope"], self.attributes["intercept"], start)
 
     def read(self) -> Volume:
         """The whole series."""
@@ -233,7 +276,7 @@ class OpenDecoded(Mapping[str, DecodedVolume]):
         from archive.workspace import Workspace, open_codes
 
         self._workspace = workspace if isinstance(workspace, Workspace) else Workspace.open(workspace)
-        self._codes = open_codes(self._workspace)
+        self._codes = open_codes(workspace)
         self._device, self._levels = device, levels
 
     def __getitem__(self, series: str) -> DecodedVolume:
@@ -258,6 +301,21 @@ def open_decoded(workspace: Any, device: str | None = None, levels: int | None =
     a model's files are not those that its id names.
     """
     return OpenDecoded(workspace, device, levels)
+
+
+class _Held:
+    """Codes in memory, asked as stored ones are."""
+
+    def __init__(self, codes: Codes) -> None:
+        self.attributes = {**codes.attributes(), "source": codes.source}
+        self.shape = codes.array.shape
+        self.bounded = codes.bounded
+        self._array = codes.array
+
+    def slab(self, z0: int, z1: int, levels: int | None = None, t: int | None = None) -> np.ndarray:
+        """As StoredCodes.slab, of one time point."""
+        array = self._array[:levels] if t is None else self._array[:levels, t]
+        return array[:, z0:z1]
 
 
 class _About:

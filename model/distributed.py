@@ -38,8 +38,11 @@ def rank() -> int:
 def launched() -> tuple[int, int, int]:
     """RANK, LOCAL_RANK and WORLD_SIZE as torchrun sets them; 0, 0, 1 where it did not start this process.
 
-    Raises ConfigError BAD_VALUE for values that are no numbers.
+    Raises ConfigError BAD_VALUE for values that are no numbers, or a rank of no known number of ranks: each process would
+    take itself for the one that writes.
     """
+    if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConfigError("BAD_VALUE", "RANK is set and WORLD_SIZE is not", hint="start ranks with torchrun")
     try:
         first, local, every = (
             int(os.environ.get(name, default))

@@ -26,16 +26,21 @@ def on_device(batches: Iterator[np.ndarray], device: torch.device, channels_last
         pinned = torch.from_numpy(batch).contiguous(memory_format=layout).pin_memory()
         with torch.cuda.stream(stream):
             copied = pinned.to(device, non_blocking=True)
+            there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            there.record(stream)
         if coming is not None:
             yield _arrived(*coming)
-        coming = copied, stream
+        coming = copied, there
     if coming is not None:
         yield _arrived(*coming)
 
 
-def _arrived(batch: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """The batch, safe to use on the current stream and kept until that is done with it."""
+def _arrived(batch: Tensor, there: torch.cuda.Event) -> Tensor:
+    """The batch, safe to use on the current stream and kept until that is done with it.
+
+    Waits for this batch's own copy: the next one's is under way on the same stream and must go on beside computing.
+    """
     current = torch.cuda.current_stream(batch.device)
-    current.wait_stream(stream)
+    current.wait_event(there)
     batch.record_stream(current)
     return batch

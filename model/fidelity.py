@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from archive.errors import InputError
 from archive.geometry import Geometry
 from archive.volume import Volume
 from model.decode import decode_codes
@@ -18,6 +20,8 @@ from model.intensity import HU, percentiles
 from model.metrics import entropy, histogram, psnr, ssim, use
 from model.source import Source, as_source
 from model.vqvae import VQVAE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def sample_fidelity(
     """Encode and decode evenly spread slices (blocks, for a 3D model) of the volumes until `deadline`.
 
     deadline: time.monotonic() not to pass; at least one piece is measured. Series take turns, so a short time still
-    sees several.
+    sees several. Pieces that are not finite are left out; raises InputError NOTHING_FOUND where all are.
     """
     model.eval()
     names = sorted(volumes)
@@ -93,9 +97,14 @@ def sample_fidelity(
         if turn and turn >= source.slices:
             continue
         piece = _piece(source, turn, per_series, model.config.patch[0])
-        codes = encode_volume(model, piece)
-        decoded = decode_codes(model, codes)
-        peak = peaks.setdefault(i, peak_of(source))
+        try:
+            codes = encode_volume(model, piece)
+            decoded = decode_codes(model, codes)
+            peak = peaks[i] if i in peaks else peak_of(source)
+        except InputError as error:  # encoding the archive will refuse the series and name it
+            log.warning("a piece of a series is not measured: %s", error.code)
+            continue
+        peaks[i] = peak
         a, b = peak.cut(piece.values()), peak.cut(decoded.values())
         errors.setdefault(i, []).append(float(np.square(a - b).mean()))
         planes = list(zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *a.shape[-2:]), strict=True))
@@ -107,6 +116,8 @@ def sample_fidelity(
         if len(shown) < 4 and turn == per_series // 2 % max(1, source.slices):
             shown.append(planes[0])
         longest = max(longest, time.monotonic() - began)
+    if not errors:
+        raise InputError("NOTHING_FOUND", "no series to measure on")
     psnrs = [psnr(float(np.mean(values)), peaks[i].range) for i, values in errors.items()]
     ssims = [float(np.mean(values)) for values in similar.values() if values]
     bits = sum(entropy(level) * level.sum() for level in counts) / max(1, voxels)

@@ -70,13 +70,21 @@ def rungs(count: int, eta: int) -> list[Rung]:
 
 
 def survivors(results: Sequence[Result], keep: int) -> list[Candidate]:
-    """The candidates of a rung that go on: the best by mean PSNR, of equal ones the fewest bits; in the grid's order.
+    """The candidates of a rung that go on, in the grid's order: those that few others beat in PSNR and bits at once.
 
-    One that failed in a fold does not, since it would be left out of the choice.
+    By how many others are no worse in both mean PSNR and entropy-coded bits and better in one (0: nobody has the same
+    fidelity for less), then by mean PSNR, which the choice at the end starts from. One that failed in a fold does not
+    go on, since it would be left out of the choice.
     """
     whole = [score for score in scores(results) if not score.failed]
-    whole.sort(key=lambda score: (-score.psnr_mean, score.bits_per_voxel, score.candidate))
-    return sorted(score.candidate for score in whole[:keep])
+    ranked = sorted(whole, key=lambda one: (_beaten(one, whole), -one.psnr_mean, one.bits_per_voxel, one.candidate))
+    return sorted(score.candidate for score in ranked[:keep])
+
+
+def _beaten(one: Score, others: Sequence[Score]) -> int:
+    mine = (one.psnr_mean, -one.bits_per_voxel)
+    theirs = [(other.psnr_mean, -other.bits_per_voxel) for other in others]
+    return sum(them != mine and them[0] >= mine[0] and them[1] >= mine[1] for them in theirs)
 
 
 def scores(results: Sequence[Result]) -> list[Score]:

@@ -54,6 +54,7 @@ class Learner:
     def advance(self, batches: Sequence[Tensor], step: int, rate: float, quantize: bool) -> Output | None:
         """One step of the optimiser on the gradients of all batches [B, C, *patch] together.
 
+        rate: the learning rate.
         Gives the last batch's output, its loss being the mean over batches and ranks; None where anything was not
         finite: then weights, moments, averages and codebooks are what they were, bit for bit.
         """

@@ -116,17 +116,21 @@ class Quantizer(nn.Module):
         return (left - chosen.detach()).square()
 
     def encode(self, latents: Tensor, levels: int | None = None) -> Tensor:
-        """Codes int64 [B, L, *grid] of latents [B, d, *grid]; raises InputError NON_FINITE."""
-        grid, rows = self._rows(latents)
-        if not torch.isfinite(rows).all():
-            raise InputError("NON_FINITE", "the encoder gave values that are not finite")
-        rows = rows - self.centre
-        found = []
-        for level in range(levels or self.levels):
-            index = self.search(rows, level)
-            found.append(index)
-            rows = rows - self.table(level)[index]
-        return torch.stack(found, 1).unflatten(0, grid).movedim(-1, 1)
+        """Codes int64 [B, L, *grid] of latents [B, d, *grid], searched in float32 whatever autocast says.
+
+        Raises InputError NON_FINITE.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            grid, rows = self._rows(latents)
+            if not torch.isfinite(rows).all():
+                raise InputError("NON_FINITE", "the encoder gave values that are not finite")
+            rows = rows - self.centre
+            found = []
+            for level in range(levels or self.levels):
+                index = self.search(rows, level)
+                found.append(index)
+                rows = rows - self.table(level)[index]
+            return torch.stack(found, 1).unflatten(0, grid).movedim(-1, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents float32 [B, d, *grid] of codes [B, L, *grid]; L may be a prefix of the levels."""

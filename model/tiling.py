@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 TILE = {2: (1, 512, 512), 3: (48, 192, 192)}  # voxels of the largest window
-BATCH_VOXELS = {"cpu": 2**17, "cuda": 2**23}  # what goes through the network at once
+BATCH_VOXELS = {"cpu": 2**14, "cuda": 2**23}  # what goes through the network at once, one window at least
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def windows(
     return (size[0], size[1], size[2]), (edge[0], edge[1], edge[2])
 
 
-def batch_size(device: str, voxels: int, count: int) -> int:
-    """Tiles that go through together: fixed by device kind, tile size and the volume's own count of tiles."""
-    return max(1, min(count, BATCH_VOXELS["cuda" if device.startswith("cuda") else "cpu"] // max(1, voxels)))
+def batch_size(device: str, voxels: int) -> int:
+    """Windows of so many voxels that go through together: fixed by them and the kind of device, whoever's they are."""
+    return max(1, BATCH_VOXELS["cuda" if device.startswith("cuda") else "cpu"] // max(1, voxels))
 
 
 def groups(tiles: list[Tile], size: int) -> Iterator[list[Tile]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +29,20 @@ from model.fidelity import Fidelity, sample_fidelity
 from model.guard import Guard
 from model.learner import Learner
 from model.metrics import perplexity, psnr, use
+from model.outcome import TrainResult
 from model.patches import PatchSampler
 from model.source import as_source
-from model.validation import EarlyStop
+from model.table_samples import table_codes
+from model.tables import fit as fit_tables
+from model.validation import EarlyStop, held_out
 from model.vqvae import VQVAE, Output
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None, float, dict[str, Any]], None]
-LEAST_PATIENTS = 10  # fewer patients: all of them train, and the figures say so
 RESERVOIR_BATCHES = 8  # batches whose latents the codebooks start from
 HELD_OUT = ("patients held out", "patients held out, who also chose the weights")
 LOG_STEPS = 25
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training reached.
-
-    model: id of the bundle written. psnr, worst_decile (mean of the worst tenth of the series), ssim, bits_per_voxel
-    (zero-order entropy) and codebook_use are measured on patients held out, or on training patients where
-    `held_out_patients` is 0. steps, seconds: over all runs of a resumed training. resumed_from: the step this run began
-    at. ended_by: steps, time or patience. skipped: steps that were not finite; rollbacks: returns to a good state.
-    input_shape, output_shape: of a test pass, [B, C, *patch].
-    """
-
-    model: str
-    preset: str
-    steps: int
-    seconds: float
-    psnr: float
-    worst_decile: float
-    ssim: float | None
-    bits_per_voxel: float
-    codebook_use: float
-    held_out_patients: int
-    resumed_from: int
-    ended_by: str
-    skipped: int
-    rollbacks: int
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    folder: Path = field(repr=False)
 
 
 def train(
@@ -105,15 +77,6 @@ def train(
         return distributed.told(result)
     finally:
         torch.set_num_threads(before)
-
-
-def held_out(patients: Mapping[str, str], share: float, seed: int) -> set[str]:
-    """The patients kept out of training: by hash, so that a new patient moves no other; none of fewer than ten."""
-    everyone = sorted(set(patients.values()))
-    if len(everyone) < LEAST_PATIENTS or share <= 0:
-        return set()
-    ranked = sorted(everyone, key=lambda patient: hashlib.sha256(f"{seed}\0{patient}".encode()).digest())
-    return set(ranked[: max(1, round(share * len(everyone)))])
 
 
 class _Training:
@@ -154,9 +117,9 @@ class _Training:
         samples = config.batch_size * config.accumulate * distributed.world()
         self.budget = Budget(config, seconds, max(1, round(self.sampler.pieces / samples)), began)
         self.key = _key(config, self.learn)
+        self.epoch_losses: list[float] = []
         self.step = self.resumed_from = self._resume()
         self.record = progress.Record(folder, self.step) if self.writes else None
-        self.epoch_losses: list[float] = []
         self.looked: float | None = None  # PSNR of the last look, until it is recorded
 
     def learn_until_done(self) -> str:
@@ -195,11 +158,12 @@ class _Training:
         model = self.learner.finished(best or self.learner.published())
         found = sample_fidelity(model, self.judge, time.monotonic() + 0.4 * self.budget.left())
         shapes = self._test_pass(model)
+        tables = self._tables(model)
         self.drawing.join(max(0.0, self.budget.left() - 4.0))
         if not self.drawing.is_alive() and self.budget.left() > 3.5:  # the promise goes before the picture
             progress.draw(self.folder / progress.PICTURE, self.record.lines, found)
         self.record.close()
-        name = bundle.save(model, self.config, self.models, self._summary(found, ended_by), self.record.files())
+        name = bundle.save(model, self.config, self.models, self._summary(found, ended_by), self.record.files(), tables)
         return TrainResult(
             name,
             self.config.preset,
@@ -218,6 +182,13 @@ class _Training:
             *shapes,
             self.models / name,
         )
+
+    def _tables(self, model: VQVAE) -> bytes:
+        """Of the entropy coder, from the series learned from; repeatable where the steps are given."""
+        now, left = time.monotonic(), max(1.0, 0.6 * self.budget.left())
+        half, ends = (now + 0.4 * left, now + left) if self.budget.by_clock else (math.inf, None)
+        codes = table_codes(model, self.sampler.sources, self.sampler.mappings, self.config.seed, half)
+        return fit_tables(model, codes, self.config.seed, deadline=ends)
 
     def _batches(self, stop: threading.Event) -> Iterator[list[Tensor]]:
         """The batches of one step after the other, on the device."""
@@ -293,7 +264,7 @@ class _Training:
     def _save(self) -> None:
         tensors = self.learner.snapshot()
         tensors |= {f"good.{name}": tensor for name, tensor in self.guard.good.items()}
-        state: dict[str, Any] = {"guard": self.guard.state()}
+        state: dict[str, Any] = {"guard": self.guard.state(), "epoch_losses": self.epoch_losses}
         if self.early is not None:
             tensors |= {f"best.{name}": tensor for name, tensor in self.early.best.items()}
             state["early"] = self.early.state()
@@ -312,14 +283,13 @@ class _Training:
         if self.early is not None and "early" in found.state:
             self.early.load(found.state["early"], under("best.", found.tensors))
         self.budget.spent = found.seconds
+        self.epoch_losses = found.state["epoch_losses"]
         return step
 
     @torch.inference_mode()
     def _test_pass(self, model: VQVAE) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        batch = torch.from_numpy(self.sampler.batch(0)[:1]).to(self.device)
-        decoded = model.decode(model.encode(batch))
-        each = self.config.batch_size
-        return (each, *batch.shape[1:]), (each, *decoded.shape[1:])
+        batch = torch.from_numpy(self.sampler.batch(0)).to(self.device)
+        return tuple(batch.shape), tuple(model.decode(model.encode(batch)).shape)
 
     def _summary(self, found: Fidelity, ended_by: str) -> dict[str, Any]:
         config, learner = self.config, self.learner

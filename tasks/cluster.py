@@ -1,19 +1,20 @@
-"""Where batches run: in Dask workers started here, on a scheduler somebody else started, or in this process."""
+"""Where batches run: in Dask workers started here or by SLURM, on somebody's scheduler, or in this process."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from archive.errors import StoreError
+from archive.errors import ConfigError, StoreError
 from archive.settings import ClusterSettings
+from tasks.builds import build, run_as
+from tasks.machine import gpus, local_workers
 
 logger = logging.getLogger("voxbook")
 
@@ -21,6 +22,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30
+KILLS = 3  # workers that an item may kill, alone on them, until it is given up
+PIECES = 8  # a batch that killed its worker is cut into; a killer among 2,000 items is then alone after four deaths
 AHEAD = 3  # batches per worker that are ready or running; what a generator has not made yet takes no memory
 
 # What every process that we start is told: no telemetry, no user file before ours, one thread per core's worker.
@@ -46,19 +49,26 @@ class Done:
 class Cluster:
     """Runs an importable function over batches; started on first use, so a stage with nothing to do starts nothing."""
 
-    def __init__(self, settings: ClusterSettings) -> None:
+    def __init__(self, settings: ClusterSettings, *, gpu: bool = False) -> None:
+        """gpu: the stage computes on a GPU where there is one, so that local workers are one per GPU."""
         self._settings = settings
+        self._gpu = gpu
         self._client: Any = None
         self._local: Any = None
 
     @property
     def workers(self) -> int:
-        """How many batches run side by side (of a remote scheduler: its workers now)."""
-        if self._settings.address == "inline":
+        """How many batches run side by side (of a scheduler elsewhere: its workers now)."""
+        address = self._settings.address
+        if address == "inline":
             return 1
-        if self._settings.address == "local":
-            return self._settings.workers or os.cpu_count() or 1
-        return max(1, len(self._connect().scheduler_info(n_workers=-1)["workers"]))
+        if address == "local":
+            return self._settings.workers or local_workers(gpu=self._gpu)
+        if address == "local-gpu":
+            return len(_devices())
+        known = len(self._connect().scheduler_info(n_workers=-1)["workers"])
+        slurm = self._settings.slurm
+        return max(1, known, slurm.jobs * slurm.cores if address == "slurm" else 0)
 
     def run(self, function: Callable[[list[Item]], Result], batches: Iterable[list[Item]]) -> Iterator[Done]:
         """Yield each batch as it is done; batches are taken from a generator only as far as workers need them.
@@ -85,7 +95,7 @@ class Cluster:
 
         def submit(more: Iterable[list[Item]]) -> None:
             for batch in more:
-                future = client.submit(function, batch, pure=False)
+                future = self._submit(function, batch)
                 waiting[future] = batch
                 queue.add(future)
 
@@ -96,18 +106,36 @@ class Cluster:
             batch = waiting.pop(future)
             submit(itertools.islice(batches, 1))
             try:
-                yield Done(batch, future.result())
+                yield Done(batch, _result(future))
             except KilledWorker:
-                suspects += batch
+                # Dask blames all that lay on a worker when it died, so every piece gets another chance.
+                if len(batch) == 1:
+                    suspects += batch
+                else:
+                    submit(_pieces(batch))
             future.release()
-        # Dask blames everything that lay on a worker when it died; alone, only the killer is left to blame.
         for item in suspects:
-            try:
-                yield Done([item], client.submit(function, [item], pure=False).result())
-            except KilledWorker:
-                yield Done([item], None)
+            yield self._alone(function, item)
         if suspects:
             logger.warning("%d items were on workers that died again and again; each was tried alone", len(suspects))
+
+    def _alone(self, function: Callable[[list[Item]], Result], item: Item) -> Done:
+        """One item with no other beside it: only then is a worker's death its own doing."""
+        from distributed import KilledWorker
+
+        allowed = self._connect().run_on_scheduler(_allowed_failures)
+        for _ in range(-(-KILLS // (1 + allowed))):
+            try:
+                return Done([item], _result(self._submit(function, [item])))
+            except KilledWorker:
+                continue
+        return Done([item], None)
+
+    def _submit(self, function: Callable[[list[Item]], Result], batch: list[Item]) -> Any:
+        client = self._connect()
+        if self._settings.address in ("local", "local-gpu"):  # the same files, by the same interpreter
+            return client.submit(function, batch, pure=False)
+        return client.submit(run_as, build(), function, batch, pure=False)
 
     def _connect(self) -> Any:
         if self._client is None:
@@ -116,6 +144,12 @@ class Cluster:
             address: Any = self._settings.address
             if address == "local":
                 self._local = address = _local_cluster(self._settings, self.workers)
+            elif address == "local-gpu":
+                self._local = address = _start(self._settings, self.workers, devices=_devices())
+            elif address == "slurm":
+                from tasks.slurm import slurm_cluster
+
+                self._local = address = slurm_cluster(self._settings.slurm, {**WORKER_ENVIRONMENT, **MALLOC})
             try:
                 self._client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
             except OSError as error:
@@ -135,6 +169,33 @@ class Cluster:
         self._client = self._local = None
 
 
+def _pieces(batch: list[Item]) -> list[list[Item]]:
+    size = -(-len(batch) // PIECES)
+    return [batch[at : at + size] for at in range(0, len(batch), size)]
+
+
+def _result(future: Any) -> Any:
+    """A future's result; StoreError NOT_FOUND where its scheduler is gone."""
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise StoreError(
+            "NOT_FOUND", "the Dask scheduler is gone", hint="start it and run again: what is done stays done"
+        ) from error
+
+
+def _allowed_failures(dask_scheduler: Any) -> int:
+    return int(dask_scheduler.allowed_failures)
+
+
+def _devices() -> list[str]:
+    """The GPUs of this machine. Raises ConfigError BAD_VALUE where there is none."""
+    found = gpus()
+    if not found:
+        raise ConfigError("BAD_VALUE", "cluster = local-gpu finds no GPU here", hint="cluster=local")
+    return found
+
+
 def _local_cluster(settings: ClusterSettings, workers: int) -> Any:
     """Workers on this machine: those that were started ahead, or new ones."""
     global _ahead
@@ -144,47 +205,69 @@ def _local_cluster(settings: ClusterSettings, workers: int) -> Any:
     return _start(settings, workers)
 
 
-def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = ()) -> Any:
+def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = (), devices: Sequence[str] = ()) -> Any:
+    """devices: what CUDA_VISIBLE_DEVICES is for each worker."""
     import dask
-    from distributed import LocalCluster
+    from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
 
     for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Dask's own warnings print arguments, and those hold paths.
     dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
     dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=None,
-        memory_limit=settings.memory_limit,
-        env=WORKER_ENVIRONMENT,
-        preload=list(preload),
-    )
+    dask.config.set({"distributed.scheduler.allowed-failures": 0})  # what died with its worker comes back to us at once
+    if not devices:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=settings.memory_limit,
+            env=WORKER_ENVIRONMENT,
+            preload=list(preload),
+        )
+    # What dask-cuda would do for us here: no arrays travel, so its spilling and UCX have nothing to do.
+    specification = {
+        number: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1,
+                "host": "127.0.0.1",
+                "dashboard_address": None,
+                "dashboard": False,
+                "memory_limit": settings.memory_limit,
+                "env": {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": device},
+                "preload": list(preload),
+            },
+        }
+        for number, device in enumerate(devices[:workers])
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": None}}
+    return SpecCluster(workers=specification, scheduler=scheduler, name="local-gpu")
 
 
 _ahead: Future[Any] | None = None
 
 
-def start_ahead(settings: ClusterSettings, preload: str) -> None:
+def start_ahead(settings: ClusterSettings, preload: str, *, gpu: bool = False) -> None:
     """Start local workers in a thread, for a verb that is sure to need them, while it still imports Prefect.
 
-    preload: the module whose functions they will run. The next `open_cluster` of this process takes them over.
+    preload: the module whose functions they will run; gpu: as for Cluster. The next `open_cluster` of this process takes
+    them over.
     """
     global _ahead
     if settings.address != "local" or _ahead is not None:
         return
     pool = ThreadPoolExecutor(1, thread_name_prefix="start-workers")
-    _ahead = pool.submit(_start, settings, Cluster(settings).workers, (preload,))
+    _ahead = pool.submit(_start, settings, Cluster(settings, gpu=gpu).workers, (preload,))
     pool.shutdown(wait=False)
 
 
 @contextmanager
-def open_cluster(settings: ClusterSettings) -> Iterator[Cluster]:
+def open_cluster(settings: ClusterSettings, *, gpu: bool = False) -> Iterator[Cluster]:
     """A Cluster that is closed at the end, with workers that were started ahead and not needed."""
-    cluster = Cluster(settings)
+    cluster = Cluster(settings, gpu=gpu)
     try:
         yield cluster
     finally:

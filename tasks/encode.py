@@ -4,53 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from archive import codes as code_store
 from archive.catalog_schema import EncodingCommit, ModelRow, SeriesRow
-from archive.commit import Committed
-from archive.errors import InputError, MismatchError, StoreError, TransientError, describe
 from archive.settings import GateSettings
-from archive.volumes import StoredVolume
+from model.jobs import EncodeJob, EncodeRecord, encode_batch
 from tasks.cluster import batches_by_size
 from tasks.progress import advance
 from tasks.records import encoding_commit
 from tasks.stage import Stage, recorded
-
-logger = logging.getLogger("voxbook")
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """One series to encode: where its volume lies, with which model and settings; small and picklable."""
-
-    series: str
-    voxels: int
-    volume: Path
-    source_version: str
-    source_digest: str
-    codes: Path
-    models: Path
-    model: str
-    profile: str
-    levels: int | None
-    gate: GateSettings
-    settings_digest: str
-    device: str
-
-
-@dataclass(frozen=True)
-class EncodeRecord:
-    """What became of one job: a committed encoding with its certificate, or the reason code why there is none."""
-
-    job: EncodeJob
-    committed: Committed | None
-    certificate: dict[str, Any] | None
-    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,20 +40,27 @@ def settings_digest(profile: str, levels: int | None, gate: GateSettings) -> str
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plan_jobs(stage: Stage, rows: Sequence[SeriesRow], model: ModelRow) -> tuple[list[EncodeJob], int]:
-    """Jobs for the series of one group that have no codes of this source version, model and settings; how many have."""
+def plan_jobs(
+    stage: Stage, rows: Sequence[SeriesRow], model: ModelRow, *, any_model: bool = False
+) -> tuple[list[EncodeJob], int]:
+    """Jobs for the series of one group that have no codes of this source version, model and settings; how many have.
+
+    any_model: codes by another model that was asked for since the last promotion will do.
+    """
     settings, workspace = stage.settings, stage.workspace
     gate = settings.gate_of(model.group)
     digest = settings_digest(settings.encode.profile, settings.encode.levels, gate)
-    missing = {row.series for row in stage.catalog.to_encode(model.group, model.model, digest)}
+    missing = {row.series for row in stage.catalog.to_encode(model.group, model.model, digest, any_model=any_model)}
     todo = [row for row in rows if row.series in missing]
+    digests = stage.catalog.manifest_digests(row.volume_version for row in todo)
+    todo = [row for row in todo if row.volume_version in digests]  # not what was forgotten meanwhile
     jobs = [
         EncodeJob(
             series=row.series,
             voxels=row.voxels,
             volume=workspace.volumes / row.series / row.volume_version,
             source_version=row.volume_version,
-            source_digest=stage.catalog.version(row.volume_version).manifest_digest,
+            source_digest=digests[row.volume_version],
             codes=workspace.codes,
             models=workspace.models,
             model=model.model,
@@ -99,6 +69,9 @@ def plan_jobs(stage: Stage, rows: Sequence[SeriesRow], model: ModelRow) -> tuple
             gate=gate,
             settings_digest=digest,
             device=settings.encode.device,
+            certify=settings.encode.certify,
+            certify_slices=settings.encode.certify_slices,
+            memory_bytes=settings.encode.memory_bytes,
         )
         for row in todo
     ]
@@ -106,16 +79,33 @@ def plan_jobs(stage: Stage, rows: Sequence[SeriesRow], model: ModelRow) -> tuple
 
 
 @recorded("encode-group", "encode {group}")
-def encode_group(stage: Stage, group: str, rows: Sequence[SeriesRow], model: ModelRow) -> EncodeCounts:
-    """Encode what is new or stale of one group; every series is committed as soon as its batch is done."""
+def encode_group(
+    stage: Stage,
+    group: str,
+    rows: Sequence[SeriesRow],
+    model: ModelRow,
+    *,
+    any_model: bool = False,
+    beside: bool = False,
+) -> EncodeCounts:
+    """Encode what is new or stale of one group; every series is committed as soon as its batch is done.
+
+    any_model: codes by another model that was asked for since the last promotion will do. beside: readers go on with
+    the codes that they have.
+    """
     gate = stage.settings.gate_of(group)
     encode = stage.settings.encode
-    stage.catalog.adopt_encodings(group, model.model, settings_digest(encode.profile, encode.levels, gate))
-    jobs, _ = plan_jobs(stage, rows, model)
+    digest = settings_digest(encode.profile, encode.levels, gate)
+    if not beside:
+        names = [row.series for row in rows]
+        stage.catalog.adopt_encodings(group, model.model, digest, names=names, any_model=any_model)
+    jobs, _ = plan_jobs(stage, rows, model, any_model=any_model)
     granted = set(stage.leases.acquire([f"series:{job.series}" for job in jobs]))
     leased = len(jobs) - len(granted)
     # Planned again under the leases: another run may have finished some of them meanwhile.
-    todo = [job for job in plan_jobs(stage, rows, model)[0] if f"series:{job.series}" in granted]
+    planned, _ = plan_jobs(stage, rows, model, any_model=any_model)
+    todo = [job for job in planned if f"series:{job.series}" in granted]
+    stage.leases.release(granted - {f"series:{job.series}" for job in todo})
     counts = EncodeCounts(series=len(rows), unchanged=len(rows) - leased - len(todo), leased=leased)
     done_voxels, all_voxels = 0, sum(job.voxels for job in todo)
     batches = batches_by_size(todo, _voxels, stage.settings.encode.batch_voxels, stage.cluster.workers)
@@ -123,11 +113,11 @@ def encode_group(stage: Stage, group: str, rows: Sequence[SeriesRow], model: Mod
         records = done.result
         if records is None:
             records = [EncodeRecord(job, None, None, "WORKER_KILLED") for job in done.items]
-        committed = stage.catalog.commit_encodings([_commit(record) for record in records if record.committed])
+        commits = [_commit(record) for record in records if record.committed]
+        committed = stage.catalog.commit_encodings(commits, beside=beside)
         lost = {outcome.series for outcome in committed if outcome.status == "lost"}
-        for record in records:
-            if record.code:
-                stage.catalog.set_reason([record.job.series], record.code)
+        for code in {record.code for record in records if record.code} if not beside else ():
+            stage.catalog.set_reason([record.job.series for record in records if record.code == code], code)
         stage.leases.release([f"series:{record.job.series}" for record in records])
         for record in records:
             counts += EncodeCounts(unchanged=1) if record.job.series in lost else _count(record)
@@ -135,58 +125,6 @@ def encode_group(stage: Stage, group: str, rows: Sequence[SeriesRow], model: Mod
             done_voxels += record.job.voxels
         advance(f"encode {group}", done_voxels, all_voxels, "voxels")
     return counts
-
-
-def encode_batch(jobs: Sequence[EncodeJob]) -> list[EncodeRecord]:
-    """Encode a batch in a worker process; a series that cannot be encoded is its own record."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # codes must not depend on how many cores a worker happens to have
-    try:
-        return [_encode_safely(job) for job in jobs]
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _encode_safely(job: EncodeJob) -> EncodeRecord:
-    try:
-        return encode_series(job)
-    except (MismatchError, TransientError):
-        raise  # the model or the disk, not this series: no other one would fare better
-    except InputError as error:
-        return EncodeRecord(job, None, None, error.code)
-    except StoreError as error:
-        if error.code not in ("DAMAGED", "MISSING"):
-            raise
-        return EncodeRecord(job, None, None, error.code)
-    except Exception as error:  # one odd volume must not stop ten thousand others; it is listed, not hidden
-        logger.warning("series %s: %s", job.series, describe(error))
-        return EncodeRecord(job, None, None, "UNEXPECTED")
-
-
-def encode_series(job: EncodeJob) -> EncodeRecord:
-    """Volume to codes to store, then back from the store: the certificate is of what a reader will get."""
-    from model.bundle import load
-    from model.certificate import certify
-    from model.decode import decode_codes
-    from model.encode import encode_volume
-
-    model = load(job.models / job.model, job.model, device=job.device)  # kept per process
-    volume = StoredVolume(job.volume)
-    codes = encode_volume(
-        model,
-        volume,
-        profile=job.profile,
-        levels=job.levels,
-        model_id=job.model,
-        source_version=job.source_version,
-        source_digest=job.source_digest,
-    )
-    committed = code_store.write(codes, job.codes, job.series)
-    stored = code_store.StoredCodes(job.codes / job.series / committed.version).read()
-    certificate = certify(volume, decode_codes(model, stored), stored, committed.bytes, job.gate)
-    return EncodeRecord(job, committed, certificate.as_dict())
 
 
 def _commit(record: EncodeRecord) -> EncodingCommit:

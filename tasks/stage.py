@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from archive.errors import VoxbookError
 from archive.leases import Leases
+from archive.settings import Settings
 from archive.workspace import Workspace
 from tasks.cluster import Cluster, open_cluster
 
@@ -88,11 +90,15 @@ def open_stage(verb: str, root: str | Path, overrides: Sequence[str] = (), *, cr
     catalog = workspace.catalog
     run = catalog.start_run(verb)
     try:
-        with Leases(catalog, run) as leases, open_cluster(workspace.settings.cluster) as cluster:
+        with (
+            Leases(catalog, run) as leases,
+            open_cluster(workspace.settings.cluster, gpu=_computes(verb, workspace.settings)) as cluster,
+        ):
             stage = Stage(verb, workspace, run, leases, cluster)
             yield stage
     except VoxbookError as error:
-        catalog.end_run(run, "failed", {"code": error.code})
+        with contextlib.suppress(VoxbookError):  # a full disk takes not even that; what ended the run must stay visible
+            catalog.end_run(run, "failed", {"code": error.code})
         raise
     except BaseException as error:
         # The type alone: a message of another library may hold a path or a name.
@@ -100,6 +106,11 @@ def open_stage(verb: str, root: str | Path, overrides: Sequence[str] = (), *, cr
         raise
     else:
         catalog.end_run(run, stage.state, {**stage.counts, "seconds": stage.seconds, "reasons": dict(stage.reasons)})
+
+
+def _computes(verb: str, settings: Settings) -> bool:
+    """Whether a verb's workers compute on a GPU where there is one."""
+    return verb in ("encode", "repair", "promote") and settings.encode.device != "cpu"
 
 
 def recorded(name: str, run_name: str | None = None) -> Callable[[Function], Function]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from archive.catalog_schema import ModelRow, SeriesRow
+from archive.commit import fault_point
 from archive.errors import TransientError
 from archive.volumes import StoredVolume
 from archive.workspace import Workspace
 from model.config import ModelConfig, intensity_for, preset_for, resolve
-from model.train import TrainResult, train
+from model.outcome import TrainResult
+from model.train import train
 from tasks.progress import advance, say
 from tasks.stage import Stage, recorded
 
@@ -78,9 +80,11 @@ def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
         "series": len(planned.rows),
         "voxels": sum(row.voxels for row in planned.rows),
     }
+    fault_point("train.published")
     stage.catalog.add_model(
         ModelRow(model=result.model, group=group, preset=planned.preset, train_key=planned.key, summary=summary)
     )
+    fault_point("train.named")
     shutil.rmtree(planned.folder)  # only now: until the catalog names the model, a killed run goes on from it
     stage.leases.release([f"train:{group}"])
     return {"model": result.model, **known, **summary, "unchanged": False}

@@ -50,10 +50,10 @@ def broken_models(stage: Stage) -> dict[str, str]:
     return broken
 
 
-def verify_codes(stage: Stage, versions: Container[str]) -> list[str]:
-    """Read every byte of these versions of codes; the series whose codes are damaged or gone."""
-    checks = [check for check in plan(stage.workspace, "codes") if check.version in versions]
-    return [found.series for found in run_checks(stage, checks, True, None) if found.code]
+def verify_versions(stage: Stage, tier: str, versions: Container[str | None], read_data: bool) -> list[Checked]:
+    """Check these current versions of one tier; those that are damaged or gone."""
+    checks = [check for check in plan(stage.workspace, tier) if check.version in versions]
+    return [found for found in run_checks(stage, checks, read_data, None) if found.code]
 
 
 def run_checks(stage: Stage, checks: Sequence[Check], read_data: bool, deadline: float | None) -> list[Checked]:

@@ -77,3 +77,15 @@ def prefect_api():
 
     with prefect_test_harness(server_startup_timeout=120):
         yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The URL of a PostgreSQL server of the tests' own; skipped where its programs are not installed."""
+    import postgres as server
+
+    pytest.importorskip("psycopg")
+    if server.programs() is None:
+        pytest.skip("no PostgreSQL programs here (apt-get install postgresql)")
+    with server.cluster() as url:
+        yield url

@@ -1,4 +1,4 @@
-"""Run as a program: in a fork for each fault point, ingest, encode and collect until the point kills the process.
+"""Run as a program: in a fork for each fault point, commit, promote, check, collect and erase until it kills.
 
     python crash_driver.py BASE POINT...
 
@@ -14,30 +14,42 @@ from pathlib import Path
 
 import store_samples
 
+from archive.catalog import ModelRow
 from archive.collect import collect
 from archive.commit import FAULT
+from archive.erase import erase
 from archive.leases import Leases
 from archive.linkage import GroupOutcome, Linkage
 from archive.plans import FileEntry
+from archive.verify import plan, record, verify_version
+from model.source import as_source
+
+OTHER = "b" * 32  # the series that is erased
 
 
 def work(root: Path, acks: Path, point: str) -> None:
-    """Version 1 in peace, then version 2, its codes and a gc with the fault armed."""
+    """Version 1 in peace; then with the fault armed version 2, its codes, another model, a check, a gc, an erasure."""
     workspace = store_samples.encoded_workspace(root)
     catalog = workspace.catalog
+    catalog.commit_volumes([store_samples.volume_commit(workspace.volumes, store_samples.volume(seed=2), OTHER)])
+    catalog.add_model(ModelRow("2" * 64, "mr", "tiny"))
     _acknowledge(acks, "volume", catalog.one(store_samples.SERIES).volume_version)
     leases = Leases(catalog, catalog.start_run("test"))
-    leases.acquire([f"series:{store_samples.SERIES}"])
     os.environ[FAULT] = f"{point}:kill"
+    leases.acquire([f"series:{store_samples.SERIES}"])
     _link(workspace.linkage)
     second = store_samples.volume(seed=1)
     commit = store_samples.volume_commit(workspace.volumes, second, fingerprint="f2")
     version = catalog.commit_volumes([commit])[0].version
     _acknowledge(acks, "volume", version)
-    codes = store_samples.encoding_commit(workspace.codes, store_samples.codes(second, version))
+    item = store_samples.codes(second, version)
+    codes = store_samples.encoding_commit(workspace.codes, item, bounded=as_source(second))
     _acknowledge(acks, "codes", catalog.commit_encodings([codes])[0].version)
     leases.release([f"series:{store_samples.SERIES}"])
-    collect(workspace)
+    catalog.promote("2" * 64)
+    record(workspace, [verify_version(item, read_data=True) for item in plan(workspace, "codes")])
+    collect(workspace, grace_seconds=0)
+    erase(workspace, series=OTHER)
 
 
 def _link(linkage: Linkage) -> None:

@@ -47,15 +47,17 @@ def volume_commit(root: Path, item: Volume, series: str = SERIES, source: str = 
     )
 
 
-def encoding_commit(root: Path, item: Codes, series: str = SERIES, passed: bool = True, settings: str = SETTINGS):
-    """Write codes and return what the catalog takes."""
+def encoding_commit(
+    root: Path, item: Codes, series: str = SERIES, passed: bool = True, settings: str = SETTINGS, bounded=None
+):
+    """Write codes and return what the catalog takes. bounded: the source (model.source) of an exact layer beside."""
     return EncodingCommit(
         series=series,
         source_version=item.source_version,
         model=item.model,
         settings_digest=settings,
         profile="exact",
-        committed=code_store.write(item, root, series),
+        committed=code_store.write(item, root, series, bounded, None if bounded is None else 0.0),
         psnr=40.0,
         ssim=0.9,
         passed=passed,
@@ -64,9 +66,12 @@ def encoding_commit(root: Path, item: Codes, series: str = SERIES, passed: bool 
     )
 
 
-def encoded_workspace(root: Path, series: str = SERIES) -> Workspace:
+def encoded_workspace(root: Path, series: str = SERIES, database: str | None = None) -> Workspace:
     """A workspace with one series, ingested and encoded."""
     workspace = Workspace.open(root, create=True)
+    if database is not None:
+        (root / "voxbook.toml").write_text(f'database = "{database}"\n')
+        workspace = Workspace.open(root)
     item = volume()
     version = workspace.catalog.commit_volumes([volume_commit(workspace.volumes, item, series)])[0].version
     workspace.catalog.add_model(ModelRow(MODEL, "ct", "tiny"))

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import postgres
 import pytest
 import store_samples
 from sqlalchemy import insert, update
 
-from archive import catalog_engine, catalog_tables
+from archive import catalog_engine, catalog_tables, superseded
 from archive.catalog import Catalog, ModelRow, QuarantineRow
 from archive.catalog_engine import on_network, open_database, reading, writing
 from archive.catalog_tables import encodings, meta
@@ -24,15 +25,30 @@ SERIES, MODEL, SETTINGS = store_samples.SERIES, store_samples.MODEL, store_sampl
 HERE = Path(__file__).resolve().parent
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalog.sqlite'}"
+    return postgres.create(request.getfixturevalue("postgres"))
+
+
 @pytest.fixture
-def workspace(tmp_path):
-    found = store_samples.encoded_workspace(tmp_path / "ws")
+def workspace(tmp_path, database):
+    found = store_samples.encoded_workspace(tmp_path / "ws", database=database)
     yield found
     found.close()
 
 
 @pytest.fixture
-def catalog(tmp_path):
+def catalog(database):
+    found = Catalog(database)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def sqlite(tmp_path):
     found = Catalog(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
     yield found
     found.close()
@@ -53,26 +69,26 @@ def run_together(script: str, arguments: list[list[str]]) -> list[str]:
 # -- the database
 
 
-def test_sqlite_keeps_what_it_acknowledges(catalog, tmp_path):
-    with reading(catalog.engine) as connection:
+def test_sqlite_keeps_what_it_acknowledges(sqlite, tmp_path):
+    with reading(sqlite.engine) as connection:
         found = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}
-    catalog.start_run("test")
+    sqlite.start_run("test")
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("catalog.sqlite*")} == {0o600}
 
 
-def test_a_writing_transaction_holds_the_lock_from_its_beginning(catalog, tmp_path):
+def test_a_writing_transaction_holds_the_lock_from_its_beginning(sqlite, tmp_path):
     other = sqlite3.connect(tmp_path / "catalog.sqlite", timeout=0, isolation_level=None)
-    with writing(catalog.engine), pytest.raises(sqlite3.OperationalError, match="locked"):
+    with writing(sqlite.engine), pytest.raises(sqlite3.OperationalError, match="locked"):
         other.execute("BEGIN IMMEDIATE")  # although nothing has been written yet
     other.execute("BEGIN IMMEDIATE")
-    with reading(catalog.engine):
+    with reading(sqlite.engine):
         pass  # readers do not wait for a writer
     other.execute("ROLLBACK")
-    with reading(catalog.engine):
+    with reading(sqlite.engine):
         other.execute("BEGIN IMMEDIATE")  # nor a writer for readers
 
 
@@ -122,10 +138,9 @@ Catalog(sys.argv[1]).bind_key(sys.argv[2])
 """
 
 
-def test_processes_that_make_the_catalog_at_once_make_one(tmp_path):
-    url = f"sqlite:///{tmp_path / 'catalog.sqlite'}"
-    run_together(OPEN, [[url, "key"]] * 3)
-    Catalog(url).bind_key("key")
+def test_processes_that_make_the_catalog_at_once_make_one(database):
+    run_together(OPEN, [[database, "key"]] * 3)
+    Catalog(database).bind_key("key")
 
 
 @pytest.mark.parametrize(
@@ -324,6 +339,34 @@ def test_codes_of_a_replaced_volume_or_a_forgotten_series_are_lost(workspace):
     assert catalog.referenced("volume") == catalog.referenced("codes") == set()
 
 
+def test_commits_of_every_kind_in_one_call_come_out_as_one_by_one(workspace):
+    """Ordinary ones are inserted together; a repeated, a lost and a doubled one beside them change nothing of that."""
+    catalog = workspace.catalog
+    item = store_samples.volume((4, 8, 8))
+    names = [f"{number:032x}" for number in range(3)]
+    catalog.commit_volumes([store_samples.volume_commit(workspace.volumes, item, name) for name in names])
+    version = {row.series: row.volume_version for row in catalog.series()}
+
+    def offer(name: str, **options):
+        codes = store_samples.codes(item, version[name])
+        return store_samples.encoding_commit(workspace.codes, codes, name, **options)
+
+    late = store_samples.encoding_commit(workspace.codes, store_samples.codes(item, "older"), names[2])
+    done = catalog.commit_encodings([offer(names[0]), offer(SERIES), late, offer(names[1], passed=False)])
+    assert [outcome.status for outcome in done] == ["encoded", "lost", "lost", "quality_failed"]
+    rows = {row.series: row for row in catalog.series()}
+    assert [rows[name].state for name in names] == ["encoded", "quality_failed", "ingested"]
+    assert (rows[names[1]].reason, rows[names[0]].codes_version) == ("BELOW_MIN_PSNR", done[0].version)
+    assert {row.version for row in catalog.certificates()} == {
+        rows[name].codes_version for name in (*names[:2], SERIES)
+    }
+    twice = [offer(names[2]), offer(names[2])]
+    assert [outcome.status for outcome in catalog.commit_encodings(twice)] == ["encoded", "lost"]
+    beside = offer(names[0], settings="t" * 16)
+    assert catalog.commit_encodings([beside], beside=True)[0].version == beside.committed.version
+    assert catalog.one(names[0]).codes_version == done[0].version
+
+
 def test_damaged_codes_are_made_again(workspace):
     catalog = workspace.catalog
     row = catalog.one(SERIES)
@@ -425,7 +468,7 @@ def test_reasons_and_sightings_touch_only_the_series_named(workspace):
 def test_thousands_of_series_fit_one_call(catalog):
     names = [f"{number:032x}" for number in range(40_000)]
     catalog.seen(names)
-    assert catalog.drop_superseded(keep=names) == 0
+    assert superseded.drop(catalog, names, 0, 0.0) == 0
     assert catalog.known_digests(names) == {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pickle
 import tempfile
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import store_samples
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archive import codes as store
+from archive import shards
 from archive.codes import Codes, StoredCodes
 from archive.errors import InputError, StoreError
 from archive.geometry import Geometry
@@ -85,6 +88,22 @@ def test_beside_the_chunks_a_version_is_small(tmp_path):
     assert found.read().source == volume.attributes()
 
 
+def test_a_slope_for_each_slice_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    volume = Volume(
+        np.zeros((90, 16, 16), np.int16),
+        "zyx",
+        Geometry.pixels((90, 16, 16), (3.27, 5.46875, 5.46875)),
+        "PT",
+        slope=tuple(round(float(value), 5) for value in rng.uniform(0.1, 2, 90)),
+        intercept=(0.0,) * 90,
+        units="Bq/ml",
+    )
+    found = stored(dataclasses.replace(store_samples.codes(volume), source_version="0" * 16), tmp_path)
+    assert (found.folder / "zarr.json").stat().st_size + len(hashlib.sha256().hexdigest()) <= 1500
+    assert found.read().source == volume.attributes()
+
+
 DAMAGE = {
     "flip": (lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]), "DAMAGED"),
     "truncate": (lambda path: path.write_bytes(path.read_bytes()[:-3]), "DAMAGED"),
@@ -105,24 +124,32 @@ def test_damage_is_a_store_error(tmp_path, kind, name):
 
 
 def test_a_chunk_that_was_never_written_shows(tmp_path):
-    codes = store_samples.codes(store_samples.volume())
-    found = stored(codes, tmp_path)
-    hole = store.open_array(found.folder)
-    assert hole.fill_value == store.FILL
-    whole = np.asarray(codes.array).copy()
-    whole[0, 0, 0, 0] = store.FILL
-    import zarr
-
-    zarr.open_array(found.folder, mode="r+")[:] = whole
+    found = stored(store_samples.codes(store_samples.volume()), tmp_path)
+    assert found.array.fill_value == store.FILL
+    shards.write_parts(tmp_path / "hole", [None])
+    (tmp_path / "hole").replace(found.folder / "c/0/0/0/0")
     with pytest.raises(StoreError) as caught:
         found.read()
-    assert caught.value.code == "DAMAGED"
+    assert caught.value.code == "MISSING"
+
+
+def test_zarr_reads_the_same_codes_and_writes_no_illegal_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CHUNK_CODES", 2 * 16 * 16 * 4)
+    array = np.random.default_rng(0).integers(0, 64, (2, 3, 10, 16, 16)).astype(np.uint16)
+    found = stored(dataclasses.replace(store_samples.codes(store_samples.volume()), array=array), tmp_path)
+    plain = zarr.open_array(found.folder, mode="r+")
+    np.testing.assert_array_equal(plain[:], array)
+    plain[0, 1] = 7
+    np.testing.assert_array_equal(plain[0, 1], np.full((10, 16, 16), 7))
+    np.testing.assert_array_equal(plain[1], array[1])
+    with pytest.raises(InputError):
+        plain[0, 0, 0, 0, 0] = 64
 
 
 def test_codes_of_another_format_are_named(tmp_path):
     found = stored(store_samples.codes(store_samples.volume()), tmp_path)
     path = found.folder / "zarr.json"
-    path.write_text(path.read_text().replace('"format":1', '"format":2'))
+    path.write_text(path.read_text().replace('"format":2', '"format":1'))
     with pytest.raises(StoreError) as caught:
         found.read()
     assert caught.value.code == "SCHEMA"

@@ -20,7 +20,7 @@ from archive.leases import Leases
 from archive.owner import Owner
 from archive.workspace import Workspace, open_codes, open_volumes
 
-SERIES = "a" * 32
+SERIES, OTHER = "a" * 32, "b" * 32
 HERE = Path(__file__).resolve().parent
 # A point stands in a fault_point("...") call somewhere in archive/, and the crash test goes through all of them.
 POINTS = sorted(
@@ -209,9 +209,12 @@ def test_a_kill_at_any_point_loses_nothing_acknowledged_and_shows_nothing_half_d
     row = catalog.one(SERIES)
     acks = [tuple(line.split()) for line in (crashed / f"{point}.acks").read_text().splitlines()]
     current = {"volume": row.volume_version, "codes": row.codes_version}
-    for version in [*catalog.volumes_stored(), *catalog.codes_stored()]:
-        root = workspace.volumes if version.version == row.volume_version else workspace.codes
-        assert check(root / SERIES / version.version, version.manifest, read_data=True) == []
+    erasing = point.startswith("erase.")
+    stored = [(workspace.volumes, version) for version in catalog.volumes_stored()]
+    for root, version in [*stored, *((workspace.codes, version) for version in catalog.codes_stored())]:
+        if erasing and version.series == OTHER:  # its bytes go first, and the rows that find them last
+            continue
+        assert check(root / version.series / version.version, version.manifest, read_data=True) == []
         assert digest_of(version.manifest) == version.manifest_digest
     # What was acknowledged last is current; only a kill between commit and acknowledgement may leave something newer.
     unacknowledged = {"catalog.volumes.after": "volume", "catalog.encodings.after": "codes"}.get(point)
@@ -223,9 +226,14 @@ def test_a_kill_at_any_point_loses_nothing_acknowledged_and_shows_nothing_half_d
     # The next run takes the dead one's lease over, gc leaves exactly what is named, and the work goes on.
     with Leases(catalog, catalog.start_run("test")) as leases:
         assert leases.acquire([f"series:{SERIES}"]) == [f"series:{SERIES}"]
-    expected = collect(workspace, dry_run=True)
-    assert collect(workspace) == expected
-    assert collect(workspace).folders == 0
+    if erasing:
+        assert [one.series for one in catalog.series()] == [SERIES]  # out of sight from the first moment
+        collect(workspace)
+        catalog = workspace.catalog
+        assert not catalog.series(states=["removed"])
+    expected = collect(workspace, dry_run=True, grace_seconds=0)
+    assert collect(workspace, grace_seconds=0) == expected
+    assert collect(workspace, grace_seconds=0).folders == 0
     for tier, root in (("volume", workspace.volumes), ("codes", workspace.codes)):
         folders = {(path.parent.name, path.name) for path in root.glob("*/*") if path.parent.name != STAGE}
         assert folders == catalog.referenced(tier)
@@ -240,6 +248,6 @@ def test_a_kill_at_any_point_loses_nothing_acknowledged_and_shows_nothing_half_d
 
 
 def test_the_crash_test_knows_every_step(crashed):
-    assert len(POINTS) >= 17
-    stores = {"commit", "volumes", "codes", "catalog", "collect", "linkage"}
+    assert len(POINTS) >= 31
+    stores = {"commit", "volumes", "codes", "catalog", "collect", "linkage", "leases", "verify", "erase"}
     assert {point.split(".")[0] for point in POINTS} == stores

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 import store_samples
+from sqlalchemy import select, update
 
+from archive import superseded
 from archive.catalog import Catalog, ModelRow
+from archive.catalog_engine import reading, writing
+from archive.catalog_tables import encodings, series_table, versions
+from archive.catalog_tables import leases as lease_table
 from archive.collect import STAGE_SECONDS, Collected, collect
 from archive.commit import STAGE, commit
 from archive.leases import Leases
@@ -124,12 +129,12 @@ def test_superseded_and_orphaned_versions_go_and_a_dry_run_says_so(workspace):
         workspace.volumes, store_samples.volume(seed=7), "b" * 32
     )  # an orphan of its own series
     before = folders(workspace)
-    expected = collect(workspace, dry_run=True)
+    expected = collect(workspace, dry_run=True, grace_seconds=0)
     assert folders(workspace) == before
     assert len(workspace.catalog.referenced("volume")) == 2
     assert expected.folders == 3
     assert expected.bytes > 0
-    assert collect(workspace) == expected
+    assert collect(workspace, grace_seconds=0) == expected
     row = workspace.catalog.one(SERIES)
     assert folders(workspace) == {
         f"volumes.zarr/{SERIES}/{row.volume_version}", f"codes.zarr/{SERIES}/{row.codes_version}"
@@ -146,24 +151,24 @@ def test_what_a_living_run_holds_stays(workspace):
     before = folders(workspace)
     with Leases(workspace.catalog, workspace.catalog.start_run("encode")) as leases:
         leases.acquire([f"series:{SERIES}"])
-        assert collect(workspace).folders == 0
+        assert collect(workspace, grace_seconds=0).folders == 0
         assert folders(workspace) == before
         assert len(workspace.catalog.referenced("volume")) == 2
-    assert collect(workspace).folders == 3
+    assert collect(workspace, grace_seconds=0).folders == 3
 
 
 def test_a_version_committed_while_gc_runs_stays(workspace, monkeypatch):
     supersede(workspace)
     late = []
-    real = Catalog.drop_superseded
+    real = superseded.drop
 
-    def drop(catalog: Catalog, keep=()) -> int:  # gc has listed the folders and read the leases
+    def drop(catalog: Catalog, *rest) -> int:  # gc has listed the folders and read the leases
         item = store_samples.volume(seed=9)
         done = catalog.commit_volumes([store_samples.volume_commit(workspace.volumes, item, "c" * 32)])
         late.append(done[0].version)
-        return real(catalog, keep)
+        return real(catalog, *rest)
 
-    monkeypatch.setattr(Catalog, "drop_superseded", drop)
+    monkeypatch.setattr(superseded, "drop", drop)
     collect(workspace)
     assert f"volumes.zarr/{'c' * 32}/{late[0]}" in folders(workspace)
 
@@ -187,6 +192,60 @@ def test_only_stage_folders_of_the_dead_go(workspace):
         os.utime(folder, (then, then))
     assert collect(workspace) == Collected(4, 20)
     assert set(stage.iterdir()) == set(alive.values())
+
+
+def test_superseded_versions_stay_for_their_readers_and_the_newest_as_asked(workspace):
+    supersede(workspace)
+    before = folders(workspace)
+    assert collect(workspace, dry_run=True) == collect(workspace) == Collected(0, 0, waiting=2)  # the grace begins
+    with writing(workspace.catalog.engine) as connection:
+        for table in (versions, encodings):
+            long_ago = update(table).where(table.c.superseded_at.is_not(None))
+            assert connection.execute(long_ago.values(superseded_at="2020-01-01T00:00:00.000000Z")).rowcount == 1
+    assert collect(workspace, keep=1).folders == 0
+    assert folders(workspace) == before
+    assert collect(workspace, keep=0).folders == 2
+    assert len(folders(workspace)) == 2
+
+
+def test_a_version_that_became_current_again_has_its_grace_anew(workspace):
+    supersede(workspace)
+    collect(workspace)
+    first = workspace.catalog.encodings(SERIES)[0]
+    with writing(workspace.catalog.engine) as connection:
+        connection.execute(update(series_table).values(codes_version=first.version))
+    collect(workspace)
+    with reading(workspace.catalog.engine) as connection:
+        marked = connection.execute(select(encodings.c.version).where(encodings.c.superseded_at.is_not(None))).all()
+    assert [row.version for row in marked] == [workspace.catalog.encodings(SERIES)[1].version]
+
+
+def test_models_that_no_row_names_go_unless_a_training_is_under_way(workspace):
+    for name in (store_samples.MODEL, "3" * 64):
+        (workspace.models / name).mkdir(parents=True)
+        (workspace.models / name / "config.json").write_bytes(b"{}")
+    (workspace.models / "of mine").mkdir()
+    done, open_ = workspace.training / f"ct-{'4' * 16}", workspace.training / f"ct-{'5' * 16}"
+    for folder in (done, open_):
+        folder.mkdir(parents=True)
+    workspace.catalog.add_model(ModelRow("2" * 64, "ct", "tiny", train_key="4" * 64))
+    with Leases(workspace.catalog, workspace.catalog.start_run("train")) as leases:
+        leases.acquire(["train:ct"])
+        assert collect(workspace).folders == 0
+    assert collect(workspace) == Collected(2, 2)
+    assert {path.name for path in workspace.models.iterdir()} == {store_samples.MODEL, "of mine"}
+    assert list(workspace.training.iterdir()) == [open_]
+
+
+def test_what_another_host_may_still_commit_stays_for_a_day(workspace):
+    store_samples.volume_commit(workspace.volumes, store_samples.volume(seed=7), "b" * 32)
+    leases = Leases(workspace.catalog, workspace.catalog.start_run("ingest"))
+    leases.owner = Owner("elsewhere", "theirs", 7, "7")
+    leases.acquire([f"series:{'b' * 32}"])
+    for age, gone in ((20 * 60, 0), (STAGE_SECONDS + 60, 1)):  # after ten minutes another run may take its work over
+        with writing(workspace.catalog.engine) as connection:
+            connection.execute(update(lease_table).values(heartbeat=time.time() - age))
+        assert collect(workspace).folders == gone
 
 
 def test_forgotten_series_leave_no_folder(workspace):

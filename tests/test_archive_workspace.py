@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import pytest
 import store_samples
 
@@ -69,6 +72,21 @@ def test_sources_get_an_alias_and_keep_their_path_private(tmp_path):
     assert workspace.linkage.path_of(alias) == str(source)
     workspace.close()
     assert b"Doe_Jane" not in (workspace.root / "catalog.sqlite").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files through /proc")
+def test_opening_a_path_again_and_again_leaves_no_file_open(tmp_path):
+    store_samples.encoded_workspace(tmp_path / "ws").close()
+    open_codes(tmp_path / "ws"), open_volumes(tmp_path / "ws")
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    gc.disable()  # what only the collector would close counts as left open
+    try:
+        held = [opened(tmp_path / "ws") for _ in range(20) for opened in (open_codes, open_volumes)]
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    finally:
+        gc.enable()
+    assert all(SERIES in one for one in held)
 
 
 def test_current_versions_open_through_the_catalog_only(tmp_path):

@@ -175,10 +175,23 @@ def test_promote_makes_series_of_the_old_model_stale(workspace, capfd, monkeypat
     here(capfd, monkeypatch, "train", "-w", workspace, "--group", "ct", *SET, "--set", "train.seed=7")
     second = next(row for row in Workspace.open(workspace).catalog.models("ct") if row.model != first.model)
     assert not second.current
-    code, out, _ = here(capfd, monkeypatch, "promote", "-w", workspace, second.model[:10], "--json")
-    assert (code, json.loads(out)["stale"]) == (0, 2)
+    words = ("promote", "-w", workspace, second.model[:10], *SET, "--json")
+    code, out, _ = here(capfd, monkeypatch, *words, "--dry-run")
+    assert (code == console.QUALITY) == json.loads(out)["comparison"]["is_worse"]
+    code, out, _ = here(capfd, monkeypatch, *words, "--force")
+    assert (code, json.loads(out)["promoted"]) == (0, True)
+    stale = json.loads(out)["stale"]
+    code, out, _ = here(capfd, monkeypatch, "promote", "-w", workspace, first.model[:10], *SET, "--force")
+    assert code == 0
+    assert "Worst first" in out
+    assert f"promote: {first.model[:12]} is the model of ct" in out
+    here(capfd, monkeypatch, *words, "--force")
     code, out, _ = here(capfd, monkeypatch, "encode", "-w", workspace, "--json", *SET)
-    assert json.loads(out)["encoded"] == 2
+    assert json.loads(out)["encoded"] == stale
+    code, out, _ = here(capfd, monkeypatch, "encode", "-w", workspace, "--profile", "quick", "--json", *SET)
+    assert (code, json.loads(out)["error"]) == (console.USAGE, "BAD_USAGE")
+    code, out, _ = here(capfd, monkeypatch, "gc", "-w", workspace, "--keep", "5", "--json", *SET)
+    assert (code, json.loads(out)["folders"]) == (0, 0)
 
 
 def test_init_looks_at_the_data_and_doctor_at_the_machine(tmp_path, archive_folder, capfd, monkeypatch):

@@ -58,6 +58,9 @@ def test_the_articles_example_is_its_settings() -> None:
         ("gradient", "rotation"),
         ("attention", True),
         ("adversarial", 0.5),
+        ("adversarial_after", 7),
+        ("temperature", 0.9),
+        ("balance_temperature", 0.3),
         ("mse", 1.0),
         ("l1", 0.0),
         ("ssim", 0.3),
@@ -87,6 +90,7 @@ def test_fsq_takes_the_papers_steps_for_a_codebook_size() -> None:
         ({"quantizer": "fsq"}, "product of fsq_levels"),
         ({"quantizer": "fsq", "fsq_levels": (2, 4), "codebook_size": 8, "code_dim": 2}, "at least 3 steps"),
         ({"quantizer": "fsq", "codebook_size": 1000, "code_dim": 4, "gradient": "rotation"}, "for codebooks"),
+        ({"quantizer": "fsq", "codebook_size": 1000, "code_dim": 4, "rate_penalty": 0.1}, "rate_penalty"),
         ({"stem": "haar", "unshuffle": (1, 3, 3), "patch": (1, 96, 96)}, "powers of two"),
         ({"stem": "strided", "stride": (1, 3, 3), "patch": (1, 96, 96)}, "powers of two"),
         ({"stem": "strided", "unshuffle": (1, 1, 1)}, "at least 2"),
@@ -100,3 +104,17 @@ def test_what_does_not_fit_together_is_refused(changes: dict, words: str) -> Non
 def test_what_does_not_fit_in_the_settings_is_an_error_of_configuration() -> None:
     with pytest.raises(ConfigError, match="for codebooks"):
         resolve("tiny", TrainSettings(quantizer="fsq", normalize=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quantizer": "fsq", "rate_penalty": 0.1}, "rate_penalty"),
+        ({"quantizer": "fsq", "code_dim": 8}, "code_dim"),
+        ({"fsq_levels": (8, 5, 5, 5)}, "fsq_levels"),
+        ({"quantizer": "vq", "fsq_levels": (8, 5, 5, 5)}, "fsq_levels"),
+    ],
+)
+def test_settings_of_another_quantizer_are_refused_not_dropped(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve("ct-2d", TrainSettings.model_validate(settings))

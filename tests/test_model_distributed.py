@@ -43,7 +43,7 @@ def test_two_ranks_end_with_the_same_weights_codebooks_and_moments(tmp_path: Pat
     assert first["batch"] != second["batch"], "each rank draws its own"
     assert first["skipped"] == second["skipped"] == 1, "one rank's poisoned batch is skipped by both"
     assert first["model"] == second["model"] and first["steps"] == 14
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [first["model"]]
+    assert [path.name for path in (tmp_path / "models").glob("[!.]*")] == [first["model"]]
     steps = [json.loads(line)["step"] for line in (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)), "one writer"
 
@@ -67,6 +67,10 @@ def test_what_torchrun_sets_is_read_and_nonsense_is_refused(monkeypatch: pytest.
     assert distributed.launched() == (5, 1, 8)
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ConfigError, match="BAD_VALUE"):
+        distributed.launched()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE")  # every rank would take itself for the one that writes
+    with pytest.raises(ConfigError, match="WORLD_SIZE is not"):
         distributed.launched()
 
 

@@ -88,18 +88,18 @@ def test_a_guard_from_a_checkpoint_goes_on_as_the_one_that_was_saved() -> None:
 
 def test_given_steps_decide_alone_while_they_fit_in_the_time() -> None:
     config = resolve("tiny").model_copy(update={"steps": 1000})
-    early = Budget(config, 100.0, 10, time.monotonic() - 40.0)  # 40 of 90 s, 2 % of the steps
+    early = Budget(config, 100.0, 10, time.monotonic() - 36.0)  # 36 of 80 s, 2 % of the steps
     assert early.share(20) == 0.02 and not early.by_clock
     late = Budget(config, 100.0, 10, time.monotonic() - 60.0)
-    assert late.share(20) == pytest.approx(60 / 90, abs=0.02) and late.by_clock
+    assert late.share(20) == pytest.approx(60 / 80, abs=0.02) and late.by_clock
     assert late.share(900) == 0.9
-    over = Budget(config, 100.0, 10, time.monotonic() - 91.0)
+    over = Budget(config, 100.0, 10, time.monotonic() - 81.0)
     assert over.share(LEAST_STEPS - 1) < 1 <= over.share(LEAST_STEPS)
 
 
 def test_without_steps_the_clock_decides_and_epochs_are_steps() -> None:
     config = resolve("tiny")
-    budget = Budget(config, 100.0, 10, time.monotonic() - 45.0)
+    budget = Budget(config, 100.0, 10, time.monotonic() - 40.0)
     assert budget.by_clock and budget.steps == MOST_STEPS and budget.share(30) == pytest.approx(0.5, abs=0.01)
     epochs = Budget(config.model_copy(update={"epochs": 7}), 100.0, 10, time.monotonic())
     assert (epochs.steps, epochs.by_clock) == (70, False)

@@ -110,6 +110,17 @@ def test_the_better_go_on_and_what_failed_does_not():
     assert survivors(rows(64, 1024, [44, 44], 0.1, code="NON_FINITE"), 2) == []
 
 
+def test_fidelity_bought_with_bits_does_not_push_out_what_is_as_good_for_less():
+    results = [
+        *rows(64, 1024, [42.0, 42.0], 0.12),
+        *rows(64, 512, [41.9, 41.9], 0.13),  # second by PSNR alone, but the first has more for less
+        *rows(32, 512, [41.0, 41.0], 0.08),
+        *rows(16, 256, [39.0, 39.0], 0.10),
+    ]
+    assert survivors(results, 2) == [point(32, 512), point(64, 1024)]
+    assert survivors(results, 3) == [point(32, 512), point(64, 512), point(64, 1024)]
+
+
 def test_the_spread_between_seeds_is_that_of_their_means():
     results = [
         *rows(64, 512, [38, 42], 0.1, seed=0),

@@ -290,3 +290,15 @@ def test_a_learned_codebook_on_a_sphere_revives_codes_of_later_levels() -> None:
     found = quantizer(latents.requires_grad_())
     (found.loss + found.latents.sum()).backward()
     assert torch.isfinite(quantizer.codebooks.grad).all() and quantizer.counts[1, 3] > 0
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS)
+def test_codes_are_searched_in_float32_under_autocast(kind: str) -> None:
+    quantizer, _ = started(kind)
+    latents = torch.randn(4, quantizer.dim, 40, 40)
+    plain = quantizer.eval().encode(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(latents), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = quantizer.search(latents.movedim(1, -1).reshape(-1, quantizer.dim) - quantizer.centre, 0)
+    assert not torch.equal(rough, plain[:, 0].flatten()), "these latents would not tell the difference"

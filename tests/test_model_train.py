@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from model import bundle, checkpoint
 from model.config import resolve
 from model.decode import decode_codes
 from model.encode import encode_volume
+from model.fidelity import sample_fidelity
 from model.metrics import psnr
 from model.patches import PatchSampler
 from model.train import _Training, train
@@ -63,6 +66,7 @@ def test_it_learns_saves_and_says_what_it_reached(tmp_path: Path) -> None:
     assert {path.name for path in result.folder.iterdir()} == {
         "model.safetensors", "config.json", "README.md", "metrics.jsonl", "progress.png",
         "events.out.tfevents.0",
+        "tables.safetensors",
     }  # fmt: skip
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 150 and lines[-1]["loss"] < lines[0]["loss"] / 3
@@ -211,11 +215,60 @@ def test_an_epoch_is_as_many_patches_as_slices_and_is_told(tmp_path: Path) -> No
     assert result.input_shape == result.output_shape == (4, 1, 32, 32)
 
 
-def test_event_files_hold_what_metrics_say_and_no_host(tmp_path: Path) -> None:
+def test_the_losses_of_an_epoch_outlive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes, config = phantoms(2), tiny(epochs=2, batch_size=1)  # 8 steps an epoch
+
+    def told(folder: str, stop_at: int | None = None) -> list[float]:
+        found: list[float] = []
+
+        def progress(step: int, _: object, __: float, metrics: dict) -> None:
+            if "epoch" in metrics:
+                found.append(metrics["loss"])
+
+        tell = _Training._tell
+
+        def killed(self: _Training, output: object) -> None:
+            tell(self, output)
+            if self.step == stop_at:
+                self._save()
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(_Training, "_tell", killed)
+        try:
+            train(volumes, {}, config, SETTINGS, tmp_path / folder, 60.0, progress=progress)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            monkeypatch.setattr(_Training, "_tell", tell)
+        return found
+
+    whole = told("whole")
+    assert len(whole) == 2 and whole[0] != whole[1]
+    assert told("killed", stop_at=5) == []
+    assert told("killed") == whole
+
+
+def test_a_series_that_is_not_finite_does_not_stop_training(tmp_path: Path) -> None:
+    volumes = phantoms(3)
+    name = min(volumes)
+    bad = volumes[name].voxels.astype(np.float32)
+    bad[1:3, 10] = np.nan
+    volumes[name] = replace(volumes[name], voxels=bad)
+    result = train(volumes, {}, tiny(steps=25), SETTINGS, tmp_path, 60.0)
+    assert result.steps == 25 and np.isfinite(result.psnr)
+    alone = replace(volumes[name], voxels=np.full_like(bad, np.nan))
+    with pytest.raises(InputError, match="NOTHING_FOUND"):
+        sample_fidelity(bundle.load(result.folder), {name: alone}, math.inf)
+
+
+def test_event_files_hold_what_metrics_say_and_no_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "planted-host")
     result = train(phantoms(1), {}, tiny(steps=25), SETTINGS, tmp_path, 60.0)
     data = (result.folder / "events.out.tfevents.0").read_bytes()
     assert all(word in data for word in (b"psnr", b"perplexity/level_1", b"codes/level_1", b"use/level_1"))
     assert b"image" not in data
+    assert any("planted-host" in path.name for path in tmp_path.rglob("*tfevents*")), "TensorBoard names its files so"
+    assert b"planted-host" not in data
     assert [path.name for path in result.folder.glob("*tfevents*")] == ["events.out.tfevents.0"]
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from archive.codes import Codes
+from model.budget import learning_rate
 from model.config import PRESETS, ModelConfig, preset_for, resolve
 from model.decode import Decoder
 from model.layers import WHOLE, Attention, DepthToSpace, Haar, InverseHaar, SpaceToDepth, haar
 from model.optimise import optimiser
-from model.train import held_out, learning_rate
+from model.validation import held_out
 from model.vqvae import VQVAE
 
 ANISOTROPIC = {"dims": 3, "unshuffle": (1, 2, 2), "stride": (2, 2, 2), "patch": (8, 16, 16)}
@@ -74,7 +75,9 @@ def test_the_computed_reach_is_the_real_one(preset: str, changes: dict) -> None:
     seen = codes.grad[0].abs().sum(0) > 0
     for axis, halo in enumerate(model.decoder_halo):
         places = seen.any(tuple(a for a in range(dims) if a != axis)).nonzero().flatten()
-        assert 4 - int(places.min()) <= halo and int(places.max()) - 4 <= halo
+        # The computed reach counts code cells that a convolution's edge only touches; one cell at most is spare.
+        reach = max(4 - int(places.min()), int(places.max()) - 4)
+        assert halo - 1 <= reach <= halo
 
 
 @pytest.mark.parametrize("factors", [(4, 4), (1, 4, 4), (2, 3, 1)])
