@@ -35,6 +35,7 @@ os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 HOME = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0  # seconds after which a driver that does not end counts as stuck
 TRAINING = ("bundle.", "train.")
+STARTING_SECONDS = 6.0
 WORKERS = 3
 NEEDED = ("flows.ingest", "flows.encode", "flows.train", "flows.verify", "model.bundle", "model.certificate")
 
@@ -297,11 +298,15 @@ def _alive(pid: int) -> bool:
 
 
 def _children(parent: int) -> list[int]:
-    """Worker processes: what a nanny spawned."""
+    """Worker processes that are up: Dask's nanny gives up for good when its worker dies while it starts."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(parent).children() if "spawn_main" in " ".join(child.cmdline())]
+        return [
+            child.pid
+            for child in psutil.Process(parent).children()
+            if "spawn_main" in " ".join(child.cmdline()) and time.time() - child.create_time() > STARTING_SECONDS
+        ]
     return []
 
 

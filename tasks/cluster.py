@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30
+NO_WORKERS = "60s"  # after which a cluster of ours without a worker gives up
 KILLS = 3  # workers that an item may kill, alone on them, until it is given up
 PIECES = 8  # a batch that killed its worker is cut into; a killer among 2,000 items is then alone after four deaths
 AHEAD = 3  # batches per worker that are ready or running; what a generator has not made yet takes no memory
@@ -175,9 +176,13 @@ def _pieces(batch: list[Item]) -> list[list[Item]]:
 
 
 def _result(future: Any) -> Any:
-    """A future's result; StoreError NOT_FOUND where its scheduler is gone."""
+    """A future's result; StoreError NOT_FOUND where its scheduler or every worker is gone for good."""
+    from distributed.scheduler import NoValidWorkerError
+
     try:
         return future.result()
+    except NoValidWorkerError as error:  # its words name keys of tasks, which say nothing to anybody
+        raise StoreError("NOT_FOUND", "no Dask worker is left", hint="run again: what is done stays done") from error
     except CancelledError as error:
         raise StoreError(
             "NOT_FOUND", "the Dask scheduler is gone", hint="start it and run again: what is done stays done"
@@ -216,6 +221,8 @@ def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = (),
     dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
     dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
     dask.config.set({"distributed.scheduler.allowed-failures": 0})  # what died with its worker comes back to us at once
+    # A nanny whose worker dies while it starts gives up; where all have, nothing else would ever end the wait.
+    dask.config.set({"distributed.scheduler.no-workers-timeout": NO_WORKERS})
     if not devices:
         return LocalCluster(
             n_workers=workers,

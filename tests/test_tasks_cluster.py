@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import pytest
 from hypothesis import given
@@ -226,3 +227,15 @@ def test_what_workers_import_leaves_prefect_out():
     modules = "archive.batches, tasks.encode, tasks.ingest, tasks.select, tasks.verify"
     code = f"import sys, {modules}; assert not [name for name in sys.modules if name.startswith('prefect')]"
     subprocess.run([sys.executable, "-c", code], check=True)  # it would double the time that a worker takes to start
+
+
+def test_a_cluster_whose_workers_are_all_gone_is_said_to_be_so():
+    from distributed.scheduler import NoValidWorkerError
+
+    from tasks.cluster import _result
+
+    future: Future = Future()
+    future.set_exception(NoValidWorkerError("a-key-of-dask", set(), set(), set(), 1.0))
+    with pytest.raises(StoreError) as caught:
+        _result(future)
+    assert caught.value.code == "NOT_FOUND" and "a-key" not in str(caught.value)
