@@ -249,6 +249,7 @@ class Crashes:
         port = _free_port()
         code = (
             "import sys, time; sys.path[:0] = sys.argv[2:]\n"
+            "import dask; dask.config.set({'distributed.deploy.lost-worker-timeout': '1 day'})\n"  # tasks/cluster.py
             "from distributed import LocalCluster\n"
             "if __name__ == '__main__':\n"
             f"    found = LocalCluster(n_workers={WORKERS}, threads_per_worker=1, host='127.0.0.1',\n"
@@ -298,7 +299,7 @@ def _alive(pid: int) -> bool:
 
 
 def _children(parent: int) -> list[int]:
-    """Worker processes that are up: Dask's nanny gives up for good when its worker dies while it starts."""
+    """Worker processes that are up: a nanny gives up for good when its worker dies while it starts."""
     import psutil
 
     with contextlib.suppress(psutil.Error):

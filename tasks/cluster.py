@@ -221,7 +221,9 @@ def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = (),
     dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
     dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
     dask.config.set({"distributed.scheduler.allowed-failures": 0})  # what died with its worker comes back to us at once
-    # A nanny whose worker dies while it starts gives up; where all have, nothing else would ever end the wait.
+    # A worker is not back within 15 s where imports are slow, and Dask would close its nanny for good (deploy/spec.py).
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
+    # Where no nanny is left all the same, nothing else would ever end the wait.
     dask.config.set({"distributed.scheduler.no-workers-timeout": NO_WORKERS})
     if not devices:
         return LocalCluster(
@@ -229,7 +231,7 @@ def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = (),
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # not 8787, which another cluster of this machine may have
             memory_limit=settings.memory_limit,
             env=WORKER_ENVIRONMENT,
             preload=list(preload),
