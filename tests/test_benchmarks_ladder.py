@@ -30,6 +30,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_ladder(places) -> None:
+    pytest.importorskip("imagecodecs")
     folder, model = places
     command = [
         sys.executable,
