@@ -89,3 +89,26 @@ def postgres():
         pytest.skip("no PostgreSQL programs here (apt-get install postgresql)")
     with server.cluster() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, driven by playwright; skipped where there is none.
+
+    Not for the whole session: while it lives, its event loop runs in this thread, and `asyncio.run` of other tests fails.
+    """
+    import browsers
+
+    pytest.importorskip("playwright")
+    if browsers.program() is None:
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    with browsers.chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh page of 1280 x 900 that keeps nothing of the tests before."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
