@@ -123,12 +123,20 @@ class CatalogQueries:
             query = query.where(~stands(settings_digest))
         return self._rows(SeriesRow, query.order_by(series_table.c.first_seen, series_table.c.series))
 
-    def certificates(self, *, current_only: bool = True) -> list[CertificateRow]:
-        """Certificates, expired ones too; current_only: of the codes that series point to."""
+    def certificates(self, *, series: str | None = None, current_only: bool = True) -> list[CertificateRow]:
+        """Certificates of all series or one, expired ones too; current_only: of the codes that series point to."""
         query = select(certificates).order_by(certificates.c.series, certificates.c.created_at)
+        if series is not None:
+            query = query.where(certificates.c.series == series)
         if current_only:
             query = query.join(series_table, series_table.c.codes_version == certificates.c.version)
         return self._rows(CertificateRow, query)
+
+    def worst_certificates(self, limit: int) -> list[CertificateRow]:
+        """Certificates of current codes that passed no gate, then those of lowest PSNR; at most `limit`."""
+        query = select(certificates).join(series_table, series_table.c.codes_version == certificates.c.version)
+        query = query.order_by(certificates.c.passed, certificates.c.psnr.is_(None), certificates.c.psnr)
+        return self._rows(CertificateRow, query.limit(limit))
 
     def models(self, group: str | None = None) -> list[ModelRow]:
         """Models, oldest first."""

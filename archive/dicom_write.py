@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -27,10 +25,10 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import format_number_as_ds
 
+from archive.derived import NOT_DIAGNOSTIC, Derivation, SeriesIdentity, stable_uid
 from archive.errors import ConfigError, InputError
 from archive.volume import Volume
 
-NOT_DIAGNOSTIC = "not for diagnostic use"
 IMPLEMENTATION_UID = "2.25.268410836117361914325411963206563190851"
 # What the installed packages can write; pydicom needs pyjpegls for JPEG-LS, which voxbook does not install.
 WRITABLE = (
@@ -47,75 +45,8 @@ SOP_CLASSES = {
     "MR": MRImageStorage,
     "PT": PositronEmissionTomographyImageStorage,
 }
+DUMMY_DATE = "19000101"
 PET_UNITS = {"Bq/ml": "BQML", "SUVbw": "GML", "counts": "CNTS"}
-
-
-@dataclass(frozen=True)
-class SeriesIdentity:
-    """Who and what a written series says it is.
-
-    patient_id, patient_name: fictional, or pseudonyms. study_uid, series_uid, frame_of_reference_uid: DICOM UIDs.
-    study_date: YYYYMMDD or empty. description: SeriesDescription (0008,103E), at most 64 characters.
-    """
-
-    patient_id: str
-    patient_name: str
-    study_uid: str
-    series_uid: str
-    frame_of_reference_uid: str
-    series_number: int = 1
-    study_date: str = ""
-    description: str = ""
-
-    @classmethod
-    def fictional(cls, patient: int, series: str, *, number: int = 1) -> SeriesIdentity:
-        """A phantom's identity: VOXBOOK^PHANTOM<patient>, with UIDs that follow from the arguments alone."""
-        who = f"phantom-{patient}"
-        return cls(
-            patient_id=f"VBPHANTOM{patient:03d}",
-            patient_name=f"VOXBOOK^PHANTOM{patient}",
-            study_uid=stable_uid("study", who),
-            series_uid=stable_uid("series", who, series),
-            frame_of_reference_uid=stable_uid("frame", who),
-            series_number=number,
-            study_date="20260101",
-            description=f"voxbook phantom {series}"[:64],
-        )
-
-    @classmethod
-    def pseudonymous(cls, patient: str, series: str, version: str) -> SeriesIdentity:
-        """The identity of a decoded series: pseudonyms only, and the same UIDs for the same version every time."""
-        return cls(
-            patient_id=patient,
-            patient_name=patient,
-            study_uid=stable_uid("study", patient, series),
-            series_uid=stable_uid("series", series, version),
-            frame_of_reference_uid=stable_uid("frame", series),
-            description=f"voxbook, {NOT_DIAGNOSTIC}",
-        )
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """How a written series came about; it makes the images DERIVED\\SECONDARY.
-
-    tier: "codes" (lossy, decoded by `model`) or "volume" (the stored voxels, exact).
-    model: model id, 64 hex; empty for the volume tier. ratio: lossy compression ratio to 1, where it is known.
-    """
-
-    tier: str
-    model: str = ""
-    ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.tier not in ("codes", "volume") or (self.tier == "codes") != bool(self.model):
-            raise ValueError("tier is codes with a model id, or volume without one")
-
-
-def stable_uid(*parts: str) -> str:
-    """A UUID-derived UID (2.25., PS3.5 B.2) that depends on the parts alone."""
-    digest = hashlib.sha256("\x1f".join(("voxbook", *parts)).encode()).digest()
-    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
 def write_series(
@@ -198,6 +129,8 @@ def slice_datasets(volume: Volume, identity: SeriesIdentity, derived: Derivation
         dataset.PixelSpacing = [_decimal(np.linalg.norm(column)), _decimal(np.linalg.norm(row))]
         thickness = volume.acquisition.get("slice_thickness_mm", between)
         dataset.SliceThickness = _decimal(float(thickness))
+        if volume.modality != "PT":  # there the orientation sequences stand in its place
+            dataset.PatientPosition = str(volume.acquisition.get("patient_position", ""))
         if volume.modality != "CT":  # not in the CT module; readers take the positions there
             dataset.SpacingBetweenSlices = _decimal(between)
         dataset.SliceLocation = _decimal(float(np.cross(across, down) @ positions[z]))
@@ -245,7 +178,7 @@ def _patient_and_study(dataset: Dataset, identity: SeriesIdentity) -> None:
     dataset.StudyDate, dataset.StudyTime = identity.study_date, "120000" if identity.study_date else ""
     dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
     dataset.StudyID = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
-    dataset.SeriesNumber = identity.series_number
+    dataset.SeriesNumber, dataset.Laterality = identity.series_number, ""
     if identity.description:
         dataset.SeriesDescription = identity.description
     dataset.Manufacturer, dataset.ManufacturerModelName = "voxbook", "voxbook"
@@ -281,6 +214,10 @@ def _mr(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
 
 def _pet(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
     dataset.Modality = "PT"
+    # Type 1 in the PET Series Module: a dummy where there is no date to be told (PS3.15, E.1).
+    dataset.SeriesDate, dataset.SeriesTime = dataset.SeriesDate or DUMMY_DATE, dataset.SeriesTime or "000000"
+    dataset.RadiopharmaceuticalInformationSequence = []
+    dataset.PatientOrientationCodeSequence, dataset.PatientGantryRelationshipCodeSequence = [], []
     dataset.Units = PET_UNITS.get(volume.units, "NONE")
     if dataset.Units == "GML":
         dataset.SUVType = "BW"
@@ -305,21 +242,37 @@ MODULES: dict[str, Callable[[Dataset, Volume, int, int], None]] = {"CT": _ct, "M
 
 def _image_type(dataset: Dataset, volume: Volume, derived: Derivation | None) -> None:
     third = {"CT": ["AXIAL"], "MR": ["OTHER"]}.get(volume.modality, [])
-    dataset.ImageType = (["ORIGINAL", "PRIMARY"] if derived is None else ["DERIVED", "SECONDARY"]) + third
+    second = "SECONDARY" if derived is not None and volume.modality != "PT" else "PRIMARY"  # PET: PS3.3 C.8.9.4.1.1
+    dataset.ImageType = ["ORIGINAL" if derived is None else "DERIVED", second, *third]
     if derived is None:
         dataset.BurnedInAnnotation = "NO"
         return
-    if derived.tier == "codes":
+    if derived.lossless:
+        dataset.LossyImageCompression = "01" if "LOSSY_SOURCE" in volume.flags else "00"
+        how = "exact voxels from the volume store" if derived.tier == "volume" else "exact voxels from bounded codes"
+    else:
         dataset.LossyImageCompression = "01"
-        dataset.LossyImageCompressionMethod = "VOXBOOK_VQVAE"  # no defined term exists; PS3.3 C.7.6.1.1.5.1
+        # No defined term exists for a VQ-VAE (PS3.3 C.7.6.1.1.5.1); bounded voxels are JPEG-LS near-lossless.
+        dataset.LossyImageCompressionMethod = "VOXBOOK_VQVAE" if derived.max_error is None else "ISO_14495_1"
         if derived.ratio is not None:
             dataset.LossyImageCompressionRatio = _decimal(round(derived.ratio, 2))
-        how = f"decoded from codebook indices by voxbook, model {derived.model}"
-    else:
-        dataset.LossyImageCompression = "01" if "LOSSY_SOURCE" in volume.flags else "00"
-        how = "exact voxels from the volume store of voxbook"
-    dataset.DerivationDescription = f"{how}; {NOT_DIAGNOSTIC}"
+        bound = "" if derived.max_error is None else f", no voxel off by more than {derived.max_error:g} {volume.units}"
+        how = f"decoded from codebook indices of model {derived.model}{bound}"
+        dataset.DerivationCodeSequence = [_code("113040", "DCM", "Lossy Compression")]
+    if derived.source:
+        predecessor = Dataset()
+        predecessor.ReferencedSOPClassUID = dataset.SOPClassUID
+        predecessor.ReferencedSOPInstanceUID = stable_uid("source", derived.source, str(dataset.InstanceNumber))
+        predecessor.PurposeOfReferenceCodeSequence = [_code("121320", "DCM", "Uncompressed predecessor")]
+        dataset.SourceImageSequence = [predecessor]
+    dataset.DerivationDescription = f"{how}, by voxbook; {NOT_DIAGNOSTIC}"
     dataset.ImageComments = NOT_DIAGNOSTIC
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
 
 
 def _pixels(dataset: Dataset, pixels: np.ndarray, volume: Volume, bits: int) -> None:

@@ -23,7 +23,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from archive.dicom_write import SeriesIdentity, stable_uid, write_series
+from archive.derived import SeriesIdentity, stable_uid
+from archive.dicom_write import write_series
 from archive.errors import ConfigError
 from archive.geometry import Geometry
 from archive.phantoms import UNITS_OF, phantom

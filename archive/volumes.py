@@ -336,7 +336,7 @@ def _create(volume: Volume, folder: Path) -> zarr.Array:
         volume.voxels.shape,
         volume.voxels.dtype.newbyteorder("="),
         chunks,
-        _shards(volume.axes, volume.voxels.shape, chunks, volume.voxels.dtype.itemsize),
+        shard_shape(volume.axes, volume.voxels.shape, chunks, volume.voxels.dtype.itemsize),
         names=tuple(volume.axes),
         fill_value=0,
         compressor=shards.codec_of(volume.voxels.dtype),
@@ -351,7 +351,7 @@ def _write_region(array: zarr.Array, folder: Path, region: tuple[slice, ...], va
     shards.write_shard(folder / "0" / "c" / place, values, array.chunks, shape)
 
 
-def _shards(axes: str, shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def shard_shape(axes: str, shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Whole slices, as many along z and then along t as fit SHARD_BYTES, in whole chunks."""
     lengths = dict(zip(axes, shape, strict=True))
     steps = dict(zip(axes, chunks, strict=True))

@@ -1,35 +1,42 @@
-"""Give a series back: NIfTI, a DICOM folder or Zarr, from the codes or from the lossless volume."""
+"""Give a series back: NIfTI, DICOM, OME-Zarr or a picture, from the codes or from the lossless volume."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from archive import region as regions
 from archive.catalog_schema import SeriesRow
 from archive.codes import StoredCodes
-from archive.dicom_write import Derivation, SeriesIdentity, write_series
+from archive.derived import Derivation, SeriesIdentity
+from archive.dicom_write import write_series
 from archive.errors import ConfigError, StoreError
 from archive.volume import Volume
-from archive.volumes import StoredVolume
+from archive.volumes import StoredVolume, read_region
 from archive.workspace import Workspace
 
 Tier = Literal["auto", "codes", "volume"]
 DISCLAIMER = "not for diagnostic use"
+SUFFIXES = (".nii.gz", ".nii", ".ome.zarr", ".zarr", ".png")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: from which tier and version, by which model (none for the volume tier)."""
+    """What was written: from which tier and version, by which model (none for the volume tier).
+
+    roi: z0:z1,y0:y1,x0:x1 of the source's grid, none for all of it. lossless: every voxel is the stored volume's.
+    """
 
     series: str
     tier: str
     version: str
     model: str | None
     levels: int | None
+    roi: str | None
+    lossless: bool
     shape: tuple[int, ...]
     dtype: str
     units: str
@@ -40,49 +47,113 @@ class Exported:
         return {**self.__dict__, "shape": list(self.shape)}
 
 
-def export(workspace: Workspace, series: str, out: Path, tier: Tier = "auto", levels: int | None = None) -> Exported:
+@dataclass(frozen=True)
+class Opened:
+    """A series as it will be given back; nothing of its voxels is read yet.
+
+    source: StoredVolume, or a model.decode.DecodedVolume. derived: what DICOM says of how it came about.
+    """
+
+    row: SeriesRow
+    version: str
+    source: Any
+    derived: Derivation
+    levels: int | None = None
+
+    @property
+    def model(self) -> str | None:
+        """Id of the model that decodes it; None for the volume tier."""
+        return self.derived.model or None
+
+    def read(self, roi: str | None) -> Volume:
+        """All of it, or a region: only what that needs is read and decoded. Raises ConfigError BAD_USAGE, StoreError."""
+        region = regions.parse(roi, self.source.shape) if roi else regions.whole(self.source.shape)
+        place = (*(slice(0, size) for size in self.source.shape[:-3]), *region)
+        if isinstance(self.source, StoredVolume):
+            voxels = read_region(self.source.array, self.source.folder / "0", place)
+        else:
+            voxels = self.source[place]
+        return Volume.from_attributes(voxels, regions.cropped(self.source.attributes, region))
+
+    def about(self, roi: str | None) -> dict[str, Any]:
+        """What a file further says of itself: pseudonyms and figures only."""
+        return {
+            "series": self.row.series,
+            "tier": self.derived.tier,
+            "version": self.version,
+            "model": self.model,
+            "levels": self.levels,
+            "roi": roi,
+            "ratio": self.derived.ratio,
+            "lossless": self.derived.lossless,
+            "note": DISCLAIMER,
+        }
+
+
+def export(
+    workspace: Workspace,
+    series: str,
+    out: Path,
+    tier: Tier = "auto",
+    levels: int | None = None,
+    roi: str | None = None,
+) -> Exported:
     """Write one series to `out`; the suffix chooses the format, none means a DICOM folder.
 
-    auto: the codes where they passed their gate, else the volume. Raises ConfigError OCCUPIED where `out` exists,
-    StoreError NOT_FOUND, DAMAGED.
+    tier auto: the codes where they passed their gate, else the volume. levels: only the first so many of the codes.
+    roi: `z0:z1,y0:y1,x0:x1` in voxels. Raises ConfigError OCCUPIED where `out` exists, BAD_USAGE; StoreError
+    NOT_FOUND, DAMAGED.
     """
     row = workspace.catalog.one(series)
     if out.exists():
-        raise ConfigError("OCCUPIED", f"{out} exists already")
+        raise ConfigError("OCCUPIED", f"{out} exists already", hint="choose another name, or remove it first")
     if not out.absolute().parent.is_dir():
         raise ConfigError("BAD_USAGE", f"there is no folder {out.parent}", hint="make it first")
-    use = choose_tier(row, tier)
-    if levels is not None and use == "volume":
-        raise ConfigError("BAD_USAGE", "--levels is for codes; the volume tier has none", hint="--tier codes")
-    ratio = None
-    if use == "volume":
-        version = row.volume_version or ""
-        volume, model = StoredVolume(workspace.volumes / row.series / version).read(), None
-        description = "voxbook volume"
-    else:
-        from model.bundle import load
-        from model.decode import decode_codes
-
-        version = row.codes_version or ""
-        codes = StoredCodes(workspace.codes / row.series / version).read()
-        if levels is not None and levels > codes.levels:
-            raise ConfigError("BAD_USAGE", f"these codes have {codes.levels} levels, not {levels}")
-        model, ratio = codes.model, _ratio(workspace, version)
-        volume = decode_codes(load(workspace.models / model, model), codes, levels=levels)
-        description = f"voxbook codes {model[:12]}, {DISCLAIMER}"
-    write(volume, out, row, version, Derivation("codes", model, ratio) if model else Derivation("volume"), description)
+    if "." in out.name and not out.name.lower().endswith(SUFFIXES):
+        raise ConfigError("BAD_USAGE", f"no format is known for {out.suffix!r}", hint=_FORMATS)
+    opened = opened_series(workspace, row, tier, levels)
+    volume = opened.read(roi)
+    write(volume, out, opened, roi)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else out.stat().st_size
     return Exported(
         series=row.series,
-        tier=use,
-        version=version,
-        model=model,
+        tier=opened.derived.tier,
+        version=opened.version,
+        model=opened.model,
         levels=levels,
+        roi=roi,
+        lossless=opened.derived.lossless,
         shape=tuple(volume.voxels.shape),
         dtype=volume.voxels.dtype.name,
         units=volume.units,
         bytes=size,
     )
+
+
+_FORMATS = ".nii.gz, .nii, .ome.zarr, .png, or a name without a suffix for a DICOM folder"
+
+
+def opened_series(workspace: Workspace, row: SeriesRow, tier: Tier = "auto", levels: int | None = None) -> Opened:
+    """What a reader gets of a series. Raises ConfigError BAD_USAGE; StoreError NOT_FOUND, MISSING, DAMAGED."""
+    use = choose_tier(row, tier)
+    if use == "volume":
+        if levels is not None:
+            raise ConfigError("BAD_USAGE", "--levels is for codes; the volume tier has none", hint="--tier codes")
+        version = row.volume_version or ""
+        derived = Derivation("volume", source=f"{row.series}/{version}")
+        return Opened(row, version, StoredVolume(workspace.volumes / row.series / version), derived)
+    from model.bundle import load
+    from model.decode import DecodedVolume
+
+    version = row.codes_version or ""
+    stored = StoredCodes(workspace.codes / row.series / version)
+    if levels is not None and levels > stored.levels:
+        raise ConfigError("BAD_USAGE", f"these codes have {stored.levels} levels, not {levels}")
+    model = stored.attributes["model"]
+    bound = stored.bounded.max_error if levels is None and stored.bounded is not None else None
+    source = f"{row.series}/{stored.attributes['source_version']}"
+    derived = Derivation("codes", model, _ratio(workspace, row.series, version), bound, source)
+    return Opened(row, version, DecodedVolume(load(workspace.models / model, model), stored, levels), derived, levels)
 
 
 def choose_tier(row: SeriesRow, tier: Tier) -> Literal["codes", "volume"]:
@@ -96,34 +167,40 @@ def choose_tier(row: SeriesRow, tier: Tier) -> Literal["codes", "volume"]:
     return tier
 
 
-def write(volume: Volume, out: Path, row: SeriesRow, version: str, derived: Derivation, description: str) -> None:
+def write(volume: Volume, out: Path, opened: Opened, roi: str | None = None) -> None:
     """Write a volume in the format that the name of `out` asks for; never a half-written target."""
-    name = out.name.lower()
+    name, about = out.name.lower(), opened.about(roi)
     if name.endswith((".nii", ".nii.gz")):
         from archive.nifti import write_nifti
 
-        write_nifti(volume, out, description)
+        write_nifti(volume, out, _description(opened))
     elif name.endswith(".zarr"):
-        _write_zarr(volume, out)
-    elif "." in name:
-        raise ConfigError("BAD_USAGE", f"no format is known for {out.suffix!r}", hint=".nii.gz, .zarr, or a folder")
+        from archive.ome_zarr import write_ome_zarr
+        from flows.preview import window_of
+
+        write_ome_zarr(volume, out, about, window_of(volume))
+    elif name.endswith(".png"):
+        from flows.preview import write_png
+
+        write_png(volume, out, about)
     else:
-        write_series(volume, out, SeriesIdentity.pseudonymous(row.patient, row.series, version), derived)
+        part = f"{opened.version}/{roi}/{opened.levels}" if roi or opened.levels else opened.version
+        identity = SeriesIdentity.pseudonymous(opened.row.patient, opened.row.series, part)
+        write_series(volume, out, identity, opened.derived)
 
 
-def _write_zarr(volume: Volume, out: Path) -> None:
-    from archive.volumes import write_folder
+def _description(opened: Opened) -> str:
+    """At most 79 characters for NIfTI's `descrip`: tier, model, ratio, and what it is not for."""
+    if opened.model is None:
+        return "voxbook volume, lossless"
+    kind = "lossless" if opened.derived.lossless else f"ratio {opened.derived.ratio or 0:.0f}"
+    return f"voxbook codes {opened.model[:12]}, {kind}, {DISCLAIMER}"
 
-    stage = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(stage, ignore_errors=True)
-    write_folder(volume, stage)
-    stage.rename(out)
 
-
-def _ratio(workspace: Workspace, version: str) -> float | None:
-    """The lossy ratio that the certificate of these codes states."""
-    found = [row.data["ratio"] for row in workspace.catalog.certificates(current_only=False) if row.version == version]
-    return found[0] if found else None
+def _ratio(workspace: Workspace, series: str, version: str) -> float | None:
+    """The compression ratio that the certificate of these codes states."""
+    rows = workspace.catalog.certificates(series=series, current_only=False)
+    return next((row.data["ratio"] for row in rows if row.version == version), None)
 
 
 def largest_difference(left: Volume, right: Volume) -> float:

@@ -52,25 +52,69 @@ def inspect(
 
 def decode(
     workspace: Workspace,
-    series: Annotated[str, typer.Argument(metavar="SERIES", help="Pseudonym, or the beginning of it.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help=".nii.gz, .nii, .zarr, or a new folder for DICOM.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="[SERIES] OUT", help="Pseudonym, or the beginning of it, and the target; see below."),
+    ],
     tier: Annotated[str, typer.Option("--tier", help="codes, volume, or auto: codes that passed their gate.")] = "auto",
     levels: Annotated[int | None, typer.Option("--levels", min=1, help="Only the first N levels of the codes.")] = None,
+    roi: Annotated[
+        str | None, typer.Option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="A part of the grid, in voxels.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every series, into the folder OUT.")] = False,
+    group: Group = None,
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="CONDITION", help="As for encode: 'psnr < 38 and modality = CT'.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="Of many: nifti, dicom, ome-zarr or png.")] = "nifti",
+    naming: Annotated[str, typer.Option("--naming", help="Of many: pseudonym, or bids.")] = "pseudonym",
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Of many: processes side by side; one per core by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Give one series back as a volume in its own geometry.
+    """Give series back as volumes in their own geometry.
+
+    One: SERIES OUT, where OUT is a name with .nii.gz, .nii, .ome.zarr or .png, or a new folder for DICOM. Many: OUT, a
+    folder, with --all, --group or --where; a run that was ended goes on where it was.
 
     Example: voxbook decode -w ws 3f2a head.nii.gz --tier codes
+
+    Example: voxbook decode -w ws --where 'modality = CT' cohort --naming bids
     """
     if tier not in ("auto", "codes", "volume"):
         raise ConfigError("BAD_USAGE", f"--tier is auto, codes or volume, not {tier!r}")
+    many = everything or group is not None or where is not None
+    if len(what) != (1 if many else 2):
+        raise ConfigError("BAD_USAGE", "decode takes SERIES OUT, or OUT with --all, --group or --where")
+    home = Home.open(workspace)
+    if many:
+        from flows.cohort import export_many
+
+        with console.progress_bars(as_json):
+            outcome = export_many(
+                home,
+                Path(what[0]),
+                group=group,
+                where=where,
+                format=format,  # type: ignore[arg-type]  # checked there
+                naming=naming,  # type: ignore[arg-type]
+                tier=tier,  # type: ignore[arg-type]
+                levels=levels,
+                roi=roi,
+                jobs=jobs,
+            )
+        raise typer.Exit(console.show_outcome(outcome, as_json))
     from flows.export import export
 
-    done = export(Home.open(workspace), series, out, tier, levels)  # type: ignore[arg-type]
+    done = export(home, what[0], Path(what[1]), tier, levels, roi)  # type: ignore[arg-type]
     if as_json:
         console.emit(done.as_dict())
     else:
-        label = "lossless volume" if done.model is None else f"codes of model {done.model[:12]}, not for diagnostic use"
+        label = "lossless volume"
+        if done.model is not None:
+            kind = "lossless codes" if done.lossless else "codes"
+            label = f"{kind} of model {done.model[:12]}, not for diagnostic use"
         sys.stdout.write(f"decode: {'x'.join(map(str, done.shape))} {done.dtype} in {done.units}, from {label}\n")
 
 

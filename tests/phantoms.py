@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from archive.dicom_write import SeriesIdentity, write_series
+from archive.derived import SeriesIdentity
+from archive.dicom_write import write_series
 from archive.geometry import Geometry
 from archive.phantoms import phantom
 from archive.volume import Volume

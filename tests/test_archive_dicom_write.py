@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from archive import dicom_write
-from archive.dicom_write import WRITABLE, Derivation, SeriesIdentity, stable_uid, write_series
+from archive.derived import Derivation, SeriesIdentity, stable_uid
+from archive.dicom_write import WRITABLE, write_series
 from archive.errors import ConfigError, InputError
 from archive.geometry import Geometry
 from archive.scan import scan

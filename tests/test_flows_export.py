@@ -1,0 +1,182 @@
+"""flows/export.py and flows/cohort.py: series given back in formats that the readers named in docs/export.md open."""
+
+import json
+import shutil
+import subprocess
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from archive.codes import StoredCodes
+from archive.errors import ConfigError
+from archive.settings import GateSettings
+from archive.workspace import Workspace, open_codes, open_volumes
+from flows.cohort import LEDGER, export_many
+from flows.export import export, opened_series
+from model import open_decoded
+
+
+@pytest.fixture
+def home(finished) -> Workspace:
+    return Workspace.open(finished)
+
+
+def one(home: Workspace, modality: str):
+    return next(row for row in home.catalog.series() if row.modality == modality)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("tier", ["volume", "codes"])
+def test_dicom_is_read_by_pydicom_highdicom_simpleitk_and_turned_back_by_dcm2niix(home, tmp_path, modality, tier):
+    highdicom = pytest.importorskip("highdicom")
+    itk = pytest.importorskip("SimpleITK")
+    row = one(home, modality)
+    done = export(home, row.series, tmp_path / "dicom", tier)
+    wanted = opened_series(home, row, tier).read(None)
+    files = sorted((tmp_path / "dicom").iterdir())
+    datasets = [pydicom.dcmread(path) for path in files]
+    assert len(files) == wanted.slices and done.lossless == (tier == "volume")
+    for dataset in datasets:
+        assert dataset.ImageType[0] == "DERIVED" and dataset.PatientID == row.patient
+        assert dataset.LossyImageCompression == ("00" if tier == "volume" else "01")
+        assert dataset.SourceImageSequence[0].ReferencedSOPInstanceUID.startswith("2.25.")
+        assert ("LossyImageCompressionRatio" in dataset) == (tier == "codes")
+    volume = highdicom.get_volume_from_series(datasets)
+    placed = volume.match_geometry(volume.permute_spatial_axes((0, 1, 2)))
+    assert placed.spatial_shape == wanted.geometry.shape
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "dicom")))
+    seen = itk.GetArrayFromImage(reader.Execute())
+    assert np.allclose(np.sort(seen.ravel()), np.sort(wanted.values().ravel()), rtol=1e-4, atol=1e-3)
+    if shutil.which("dcm2niix") is None:
+        pytest.skip("no dcm2niix here (apt-get install dcm2niix)")
+    (tmp_path / "back").mkdir()
+    command = ["dcm2niix", "-b", "n", "-z", "n", "-f", "x", "-o", str(tmp_path / "back"), str(tmp_path / "dicom")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    back = nibabel.as_closest_canonical(nibabel.load(next((tmp_path / "back").glob("*.nii"))))
+    export(home, row.series, tmp_path / "ours.nii.gz", tier)
+    ours = nibabel.as_closest_canonical(nibabel.load(tmp_path / "ours.nii.gz"))
+    assert np.allclose(back.affine, ours.affine, atol=1e-2)
+    assert np.allclose(back.get_fdata(), ours.get_fdata(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+def test_dciodvfy_finds_no_error(home, tmp_path, modality):
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("no dciodvfy here (apt-get install dicom3tools)")
+    for tier in ("volume", "codes"):
+        export(home, one(home, modality).series, tmp_path / tier, tier)
+        first = sorted((tmp_path / tier).iterdir())[0]
+        told = subprocess.run(["dciodvfy", "-new", str(first)], capture_output=True, text=True, timeout=60)
+        lines = (told.stdout + told.stderr).splitlines()
+        assert [line for line in lines if line.startswith("Error")] == []
+        assert any("IOD" in line or modality in line.upper() for line in lines)  # it has looked
+
+
+def test_a_region_is_the_crop_of_the_whole_in_voxels_and_in_place(home, tmp_path):
+    row = one(home, "CT")
+    for tier in ("volume", "codes"):
+        export(home, row.series, tmp_path / f"{tier}.nii.gz", tier)
+        export(home, row.series, tmp_path / f"{tier}-part.nii.gz", tier, roi="1:3,4:20,8:30")
+        whole, part = nibabel.load(tmp_path / f"{tier}.nii.gz"), nibabel.load(tmp_path / f"{tier}-part.nii.gz")
+        assert np.array_equal(part.get_fdata(), whole.get_fdata()[8:30, 4:20, 1:3])
+        assert np.allclose(part.affine @ (0, 0, 0, 1), whole.affine @ (8, 4, 1, 1))
+
+
+def test_codes_with_the_exact_layer_are_not_called_lossy(workspace, tmp_path):
+    from flows.encode import encode
+
+    row = one(Workspace.open(workspace), "CT")
+    encode.fn(
+        workspace=str(workspace),
+        series=[row.series],
+        settings=["cluster=inline", "gate.min_psnr=99", "gate.max_error=0"],
+    )
+    home = Workspace.open(workspace)
+    row = home.catalog.one(row.series)
+    assert StoredCodes(home.codes / row.series / row.codes_version).bounded is not None
+    assert GateSettings(max_error=0).max_error == 0
+    done = export(home, row.series, tmp_path / "exact", "codes")
+    dataset = pydicom.dcmread(sorted((tmp_path / "exact").iterdir())[0])
+    assert done.lossless and dataset.LossyImageCompression == "00" and "LossyImageCompressionRatio" not in dataset
+    export(home, row.series, tmp_path / "exact.nii.gz", "codes")
+    stored = open_volumes(workspace)[row.series].read()
+    assert np.array_equal(nibabel.load(tmp_path / "exact.nii.gz").get_fdata().T, stored.values())
+    coarse = export(home, row.series, tmp_path / "coarse", "codes", levels=1)
+    assert not coarse.lossless
+    assert pydicom.dcmread(sorted((tmp_path / "coarse").iterdir())[0]).LossyImageCompression == "01"
+
+
+def test_png_shows_three_planes_and_says_whose_pixels_it_holds(home, tmp_path):
+    row = one(home, "PT")
+    export(home, row.series, tmp_path / "x.png")
+    picture = Image.open(tmp_path / "x.png")
+    assert picture.text["Comment"].startswith("Pixels are patient data")
+    assert row.series in picture.text["Description"]
+    pixels = np.asarray(picture)
+    assert pixels.shape[1] > 2 * pixels.shape[0] and pixels.std() > 10
+
+
+def test_ome_zarr_holds_what_was_decoded(home, tmp_path):
+    row = one(home, "MR")
+    export(home, row.series, tmp_path / "x.ome.zarr", "codes")
+    import zarr
+
+    group = zarr.open_group(tmp_path / "x.ome.zarr", mode="r")
+    decoded = open_decoded(home)[row.series]
+    assert np.array_equal(group["0"][...], decoded.read().values().astype(group["0"].dtype))
+    assert group.attrs["voxbook"]["model"] == open_codes(home)[row.series].attributes["model"]
+
+
+def test_many_are_written_side_by_side_and_found_done_the_next_time(home, tmp_path):
+    first = export_many(home, tmp_path / "out", jobs=2)
+    again = export_many(home, tmp_path / "out", jobs=2)
+    rows = home.catalog.series()
+    assert first.counts["written"] == len(rows) == again.counts["unchanged"] and again.counts["written"] == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {f"{row.series}.nii.gz" for row in rows}
+
+
+def test_what_an_ended_run_left_is_made_again_and_what_is_not_ours_stays(home, tmp_path):
+    out = tmp_path / "out"
+    export_many(home, out, group="ct", jobs=1)
+    ours, other = sorted(out.glob("*.nii.gz"))
+    whole = ours.read_bytes()
+    lines = (out / LEDGER).read_text().splitlines()
+    (out / LEDGER).write_text("\n".join(line for line in lines if ours.name not in line or "begun" in line) + '\n{"cut')
+    ours.write_bytes(b"half")
+    mine = out / f"{one(home, 'MR').series}.nii.gz"
+    mine.write_text("not voxbook's")
+    done = export_many(home, out, jobs=1)
+    assert ours.read_bytes() == whole and mine.read_text() == "not voxbook's"
+    assert done.reasons == {"OCCUPIED": 1} and done.quarantined == 1 and done.counts["unchanged"] == 1
+    assert other.exists()
+
+
+def test_bids_names_hold_pseudonyms_and_every_file_has_its_sidecar(home, tmp_path):
+    export_many(home, tmp_path, where="modality in (CT, PT)", naming="bids", format="nifti", jobs=1)
+    described = json.loads((tmp_path / "dataset_description.json").read_text())
+    assert described["DatasetType"] == "derivative" and described["BIDSVersion"]
+    images = sorted(tmp_path.rglob("*.nii.gz"))
+    assert {path.parent.name for path in images} == {"ct", "pet"}
+    for image in images:
+        sidecar = json.loads(image.with_name(image.name.removesuffix(".nii.gz") + ".json").read_text())
+        assert sidecar["series"].startswith(image.name.split("_acq-")[1].split("_")[0])
+
+
+def test_wrong_wishes_are_refused_before_anything_is_written(home, tmp_path):
+    series = one(home, "CT").series
+    for out, options in (
+        ("x.nrrd", {}),
+        ("x.nii.gz", {"roi": "0:1"}),
+        ("x.nii.gz", {"tier": "volume", "levels": 1}),
+        ("no/such/folder.nii.gz", {}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            export(home, series, tmp_path / out, **options)
+        assert caught.value.code == "BAD_USAGE" and caught.value.hint
+    with pytest.raises(ConfigError):
+        export_many(home, tmp_path / "out", format="nrrd")
+    assert list(tmp_path.iterdir()) == []
