@@ -123,7 +123,7 @@ class CatalogQueries:
             query = query.where(~stands(settings_digest))
         return self._rows(SeriesRow, query.order_by(series_table.c.first_seen, series_table.c.series))
 
-    def certificates(self, *, series: str | None = None, current_only: bool = True) -> list[CertificateRow]:
+    def certificates(self, series: str | None = None, *, current_only: bool = True) -> list[CertificateRow]:
         """Certificates of all series or one, expired ones too; current_only: of the codes that series point to."""
         query = select(certificates).order_by(certificates.c.series, certificates.c.created_at)
         if series is not None:

@@ -21,11 +21,13 @@ REASONS: dict[str, Reason] = {
     "UNKNOWN_FORMAT": Reason("the file is of no known kind", "exclude it with --exclude, or convert it"),
     "TRUNCATED": Reason("fewer bytes than the header promises", "fetch the file again from its source"),
     "DECODE_FAILED": Reason("the compressed pixels could not be decoded", "re-export uncompressed, or check the codec"),
-    "DECODE_LIMIT": Reason("decoding exceeded its memory or time limit", "raise ingest.decode_seconds or _bytes"),
+    "DECODE_LIMIT": Reason(
+        "decoding exceeded its memory or time limit", "raise ingest.decode_seconds or ingest.decode_bytes"
+    ),
     "TOO_LARGE": Reason("the header asks for more memory than allowed", "raise ingest.max_series_bytes if it is real"),
     "BAD_HEADER": Reason("a required attribute is missing or not a legal value", "re-export the series"),
     "NO_PIXELS": Reason("an image object without pixel data", "fetch the file again from its source"),
-    "HEADER_LIMIT": Reason("a header deeper, longer or larger than any real one", "look where the file comes from"),
+    "HEADER_LIMIT": Reason("a header deeper, longer or larger than any real one", "do not trust it: export it again"),
     "WRONG_SYNTAX": Reason("the data are not coded as the transfer syntax says", "re-export, or correct (0002,0010)"),
     "UNREADABLE": Reason("the file could not be opened", "check permissions and the disk"),
     "ARCHIVE_NOT_UNPACKED": Reason(
@@ -46,14 +48,26 @@ REASONS: dict[str, Reason] = {
     ),
     "UNSUPPORTED_MODALITY": Reason("this modality is not read yet", "it stays listed; ingest again after an update"),
     "UNSUPPORTED_PIXELS": Reason("this pixel format is not read yet", "it stays listed; ingest again after an update"),
-    "BURNED_IN": Reason("the header says that annotation is burned into the pixels", "ingest.burned_in = 'accept'"),
-    "SECONDARY_CAPTURE": Reason("a secondary capture, likely with text", "ingest.secondary_capture = 'accept'"),
-    "WORKER_KILLED": Reason("the worker died while it had this series", "look at memory limits, then ingest again"),
-    "UNEXPECTED": Reason("an error that voxbook did not foresee", "report it with the run's id"),
+    "BURNED_IN": Reason(
+        "the header says that annotation, maybe a name, is burned into the pixels",
+        "leave it out; or ingest.burned_in = 'accept' after a look",
+    ),
+    "SECONDARY_CAPTURE": Reason(
+        "a secondary capture, likely with text", "leave it out; or ingest.secondary_capture = 'accept'"
+    ),
+    "WORKER_KILLED": Reason(
+        "the worker died while it had this series",
+        "raise cluster.memory_limit or lower cluster.workers, then run it again",
+    ),
+    "UNEXPECTED": Reason(
+        "an error that voxbook did not foresee", "report it with the run's id (voxbook inspect -w WS)"
+    ),
     # -- the state of the workspace
-    "SOURCE_GONE": Reason("its files are no longer in the source; the volume stays", "forget it if it should go too"),
-    "NO_MEMORY": Reason("a model that does not fit into memory", "a smaller width, batch_size or patch"),
-    "NO_MODEL": Reason("no model is trained for this group", "voxbook train --group NAME"),
+    "SOURCE_GONE": Reason(
+        "its files are no longer in the source; the volume stays", "voxbook forget, if it should go too"
+    ),
+    "NO_MEMORY": Reason("a model that does not fit into memory", "--set train.batch_size= or train.width= smaller"),
+    "NO_MODEL": Reason("no model is trained for this group", "voxbook train -w WS --group NAME, then encode again"),
     "NO_TABLES": Reason(
         "codes whose model's tables are not known here", "open them through their workspace, or set VOXBOOK_TABLES"
     ),
@@ -68,7 +82,10 @@ REASONS: dict[str, Reason] = {
     "MISSING": Reason("stored files are gone", "voxbook repair (codes) or ingest again (volumes)"),
     "SCHEMA": Reason("the catalog was written by another version", "use the voxbook that wrote it"),
     "WRONG_KEY": Reason("the pseudonym key is not the one of this workspace", "set VOXBOOK_KEY to the right key"),
-    "WRONG_MODEL": Reason("the model's files do not match its id, or the codes name another one", "restore the model"),
+    "WRONG_MODEL": Reason(
+        "the model's files do not match its id, or the codes name another one",
+        "restore models/ from a copy, or train and encode again",
+    ),
     "OCCUPIED": Reason("the target exists already", "choose another name, or remove it"),
     "NOT_WRITABLE": Reason("a store could not be written", "check free space and permissions, then run it again"),
     "NETWORK_FS": Reason("SQLite on a network file system loses data", "set database to a PostgreSQL URL"),

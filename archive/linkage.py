@@ -287,6 +287,25 @@ class Linkage:
             "files": {row.source: list(row.files) for row in found},
         }
 
+    def refused(self, code: str) -> list[tuple[str, str]]:
+        """(alias of the source, relative path) of every file that was refused by a reason code, for a person's eyes."""
+        with reading(self.engine) as connection:
+            alone = select(files.c.source, files.c.path).where(files.c.kind == "refused", files.c.note == code)
+            found = {(row.source, row.path) for row in connection.execute(alone)}
+            whole: dict[str, set[str]] = {}
+            for row in connection.execute(select(outcomes).where(outcomes.c.outcome.contains(f'"{code}"'))):
+                outcome = GroupOutcome.from_json(row.grouped, row.outcome)
+                ends = [*outcome.findings, *(one.refused for one in outcome.series if one.refused)]
+                if any(finding.code == code for finding in ends):
+                    whole.setdefault(row.source, set()).add(row.grouped)
+            for alias, groups in whole.items():
+                for part in parts(groups):
+                    where = (files.c.source == alias) & files.c.grouped.in_(part)
+                    found.update(
+                        (alias, path) for path in connection.execute(select(files.c.path).where(where)).scalars()
+                    )
+        return sorted(found)
+
     def forget(self, *, series_id: str | None = None, patient: str | None = None) -> list[str]:
         """Erase a series or all of a patient, with the entries of their files; returns the series erased."""
         if (series_id is None) == (patient is None):

@@ -227,6 +227,14 @@ class GcSettings(Section):
     )
 
 
+class PrefectSettings(Section):
+    """What runs leave on the Prefect server."""
+
+    pictures: bool = Field(
+        True, description="Pictures of a training's slices, which are patient data, in the Prefect UI."
+    )
+
+
 class Settings(Section):
     """Everything in voxbook.toml."""
 
@@ -248,6 +256,9 @@ class Settings(Section):
         default_factory=PromoteSettings, description="How a model is compared with its group's current one."
     )
     gc: GcSettings = Field(default_factory=GcSettings, description="What `gc` leaves of what is superseded.")
+    prefect: PrefectSettings = Field(
+        default_factory=PrefectSettings, description="What runs leave on the Prefect server."
+    )
 
     @field_validator("cluster", mode="before")
     @classmethod

@@ -31,6 +31,7 @@ NO_CHUNK = 2**64 - 1  # what the index says of a chunk that lies outside of the 
 
 blosc.use_threads = False  # the chunks of a shard are its threads
 _scratch = threading.local()
+INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]  # what zarr.json says
 
 
 def codec_of(dtype: np.dtype) -> BloscCodec | ZstdCodec:

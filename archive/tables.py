@@ -36,20 +36,24 @@ class Tables:
     """What the coder of a model's codes knows before it sees any.
 
     name: sha256 hex of the file. priors: int32 [L, K], log2 of how often each code occurs, in 1/32 bits.
-    networks: one per level.
+    networks: one per level. distances: int64 [L, bins], how far training's latents lay from their codes
+    (model.unlike); None in tables that were fitted before that was kept.
     """
 
     name: str
     priors: np.ndarray
     networks: tuple[Network, ...]
+    distances: np.ndarray | None = None
 
 
-def to_bytes(priors: np.ndarray, networks: tuple[Network, ...]) -> bytes:
+def to_bytes(priors: np.ndarray, networks: tuple[Network, ...], distances: np.ndarray | None = None) -> bytes:
     """The file's bytes, the same for the same tables."""
     parts: dict[str, np.ndarray] = {
         "format": np.frombuffer(FORMAT.encode(), np.uint8),
         "priors": priors.astype(np.int32),
     }
+    if distances is not None:
+        parts["distances"] = distances.astype(np.int64)
     for level, network in enumerate(networks):
         for key, kind in _PARTS.items():
             parts[f"{level}.{key}"] = getattr(network, key).astype(kind)
@@ -67,9 +71,12 @@ def from_bytes(data: bytes) -> Tables:
         if parts["format"].tobytes() != FORMAT.encode():
             raise StoreError("SCHEMA", "tables of another format", hint="use the voxbook that wrote them")
         networks = tuple(_network(parts, level) for level in range(len(parts["priors"])))
+        distances = parts.get("distances")
+        if distances is not None and (distances.ndim != 2 or len(distances) != len(networks)):
+            raise ValueError("distances of other levels")
     except (SafetensorError, KeyError, ValueError, IndexError) as error:
         raise StoreError("DAMAGED", f"a model's tables do not read ({type(error).__name__})") from None
-    tables = Tables(hashlib.sha256(data).hexdigest(), parts["priors"], networks)
+    tables = Tables(hashlib.sha256(data).hexdigest(), parts["priors"], networks, distances)
     return _known.setdefault(tables.name, tables)
 
 

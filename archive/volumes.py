@@ -32,6 +32,7 @@ from archive.volume import Volume
 
 CHUNK = {"t": 1, "c": 4, "z": 8, "y": 256, "x": 256}
 SHARD_BYTES = 64 * 2**20
+_NEEDED = {"axes", "shape", "dtype", "geometry", "modality", "slope", "intercept", "units", "frames"}
 _AXIS = {
     "t": {"name": "t", "type": "time"},
     "c": {"name": "c", "type": "channel"},
@@ -71,7 +72,10 @@ class StoredVolume:
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """What Volume.attributes wrote. Raises StoreError MISSING, DAMAGED."""
-        return read_attributes(self.folder)["voxbook"]
+        found = read_attributes(self.folder).get("voxbook")
+        if not isinstance(found, dict) or not found.keys() >= _NEEDED:
+            raise StoreError("DAMAGED", "a stored version does not describe its volume")
+        return found
 
     @cached_property
     def array(self) -> zarr.Array:
@@ -180,7 +184,10 @@ class StoredVolume:
 def read_attributes(folder: Path) -> dict[str, Any]:
     """Attributes of the Zarr node in a folder, without opening it as Zarr. Raises StoreError MISSING, DAMAGED."""
     try:
-        return json.loads((folder / "zarr.json").read_bytes())["attributes"]
+        found = json.loads((folder / "zarr.json").read_bytes())["attributes"]
+        if not isinstance(found, dict):
+            raise TypeError
+        return found
     except FileNotFoundError:
         raise StoreError("MISSING", "a stored version has no zarr.json") from None
     except (ValueError, KeyError, TypeError):

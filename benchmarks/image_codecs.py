@@ -20,22 +20,26 @@ from model.fidelity import Peak
 
 Encode = Callable[[np.ndarray, int, float], bytes]
 Decode = Callable[[bytes, tuple[int, ...]], np.ndarray]
+ROUNDS = 12  # of halving a codec's settings until its bytes are those asked for,
+ENOUGH = 0.99  # or nearly
 LEAST_SIDE = 32  # smaller pictures hold too few wavelet levels to say anything about a rate
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting over one series. bits: per voxel, headers counted."""
+    """One setting over one series. bits: per voxel, headers counted; largest: error of any value in the peak's range."""
 
     bits: float
     psnr: float
     ssim: float | None
     setting: float
+    largest: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         ssim = None if self.ssim is None else round(self.ssim, 4)
-        return {"bits": round(self.bits, 4), "psnr": round(self.psnr, 2), "ssim": ssim, "setting": self.setting}
+        found = {"bits": round(self.bits, 4), "psnr": round(self.psnr, 2), "ssim": ssim, "setting": self.setting}
+        return found if self.largest is None else {**found, "largest": round(self.largest, 3)}
 
 
 @dataclass(frozen=True)
@@ -75,23 +79,37 @@ def steps_of(pictures: Sequence[np.ndarray], peak: Peak, step: float | None) -> 
 
 @dataclass(frozen=True)
 class Codec:
-    """A way to code pictures: a name for tables, the settings to sweep, and the two directions."""
+    """A way to code pictures: a name for tables, the settings to sweep, and the two directions.
+
+    limits: the settings of the fewest bytes and of the most, between which bytes only grow; whole: only whole ones.
+    """
 
     name: str
     settings: tuple[float, ...]
     encode: Encode
     decode: Decode
+    limits: tuple[float, float]
+    whole: bool = False
 
 
 def codecs() -> tuple[Codec, ...]:
     """The peers. Two of one name are two ways of one standard, of which the better counts at every rate."""
     return (
-        Codec("JPEG 2000", (24, 27, 30, 33, 36, 39, 42, 45, 48, 52, 56, 60, 66), _j2k_quality, _j2k_decode),
-        Codec("JPEG 2000", (0.02, 0.03, 0.05, 0.08, 0.125, 0.18, 0.25, 0.4, 0.6, 1.0, 1.5), _j2k_rate, _j2k_decode),
-        Codec("JPEG-LS", (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 127, 180, 255), _jls(0), _jls_decode(0)),
-        Codec("JPEG-LS", (12, 18, 27, 40, 60, 90, 120), _jls(4), _jls_decode(4)),  # 4 bits coarser: lower rates still
-        Codec("JPEG XL", (0.3, 0.6, 1, 1.7, 2.5, 3.5, 5, 7, 9, 12, 15, 19, 25), _jxl, _jxl_decode),
-    )
+        Codec("JPEG 2000", (24, 27, 30, 33, 36, 39, 42, 45, 48, 52, 56, 60, 66), _j2k_quality, _j2k_decode, (15, 110)),
+        Codec(
+            "JPEG 2000",
+            (0.02, 0.03, 0.05, 0.08, 0.125, 0.18, 0.25, 0.4, 0.6, 1.0, 1.5),
+            _j2k_rate,
+            _j2k_decode,
+            (0.005, 16),
+        ),
+        Codec(
+            "JPEG-LS", (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 127, 180, 255), _jls(0), _jls_decode(0), (255, 0), True
+        ),
+        # 4 bits coarser: lower rates still
+        Codec("JPEG-LS", (12, 18, 27, 40, 60, 90, 120), _jls(4), _jls_decode(4), (255, 0), True),
+        Codec("JPEG XL", (0.3, 0.6, 1, 1.7, 2.5, 3.5, 5, 7, 9, 12, 15, 19, 25), _jxl, _jxl_decode, (25, 0.01)),
+    )  # fmt: skip
 
 
 def curves(
@@ -126,6 +144,39 @@ def at_rate(ways: Sequence[Sequence[Point]], bits: float, figure: str) -> float 
     return best
 
 
+def at_bytes(
+    pictures: Sequence[np.ndarray], peak: Peak, step: float | None, bits: float, chosen: Sequence[Codec] = ()
+) -> dict[str, Point | None]:
+    """Name = what that codec makes of the pictures in at most `bits` per voxel, its settings searched until they are
+    used up, by its better way; None where it cannot go so low. Otherwise as `curves`."""
+    steps = steps_of(pictures, peak, step)
+    found: dict[str, Point | None] = {}
+    for codec in chosen or codecs():
+        point, best = _within(codec, pictures, peak, steps, bits), found.get(codec.name)
+        found[codec.name] = point if best is None or (point is not None and point.psnr > best.psnr) else best
+    return found
+
+
+def _within(codec: Codec, pictures: Sequence[np.ndarray], peak: Peak, steps: Steps, bits: float) -> Point | None:
+    """The point of the most bytes that are within bits, by halving; a refused setting counts as too few bytes."""
+    low, high = codec.limits
+    best: Point | None = None
+    for _ in range(ROUNDS):
+        # By ratio: rates, distances and bounds span decades; a decibel is a ratio already.
+        middle = (low + high) / 2 if codec.encode is _j2k_quality else math.sqrt((low + 0.25) * (high + 0.25)) - 0.25
+        setting = float(round(middle)) if codec.whole else middle
+        point = _point(codec, setting, pictures, peak, steps)
+        if point is not None and point.bits > bits:
+            high = middle
+            continue
+        if point is not None and (best is None or point.bits > best.bits):
+            best = point
+        if point is not None and point.bits > bits * ENOUGH:
+            break
+        low = middle
+    return best
+
+
 def _point(codec: Codec, setting: float, pictures: Sequence[np.ndarray], peak: Peak, steps: Steps) -> Point | None:
     scorer, streams, voxels = Scorer(peak), [], 0
     for picture in pictures:
@@ -142,7 +193,7 @@ def _point(codec: Codec, setting: float, pictures: Sequence[np.ndarray], peak: P
         voxels += picture.shape[-1] * picture.shape[-2]
     total = sum(map(len, streams)) - (len(streams) - 1) * common(streams)
     score = scorer.score()
-    return Point(8 * total / voxels, score.psnr, score.ssim, setting)
+    return Point(8 * total / voxels, score.psnr, score.ssim, setting, score.largest)
 
 
 def common(streams: Sequence[bytes]) -> int:

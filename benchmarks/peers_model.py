@@ -23,7 +23,7 @@ from model.device import fast_bfloat16
 from model.loss import measure
 from model.optimise import optimiser
 from model.patches import PatchSampler
-from model.quantize import Quantized
+from model.quantize import Found, Quantized
 from model.vqvae import VQVAE
 
 CPU = torch.device("cpu")
@@ -315,9 +315,15 @@ class PeerQuantizer(nn.Module):
 
     def encode(self, latents: Tensor, levels: int | None = None) -> Tensor:
         """int64 [B, L, *grid]."""
+        return self.find(latents, levels).codes
+
+    def find(self, latents: Tensor, levels: int | None = None) -> Found:
+        """Codes and, as the library does not tell of each level, the squared distance that all of them leave."""
         moved = latents.float().movedim(1, -1)
-        codes = self.inner(moved.reshape(len(moved), -1, self.dim))[1]
-        return codes.unflatten(1, moved.shape[1:-1]).movedim(-1, 1)[:, :levels]
+        picked, codes, _ = self.inner(moved.reshape(len(moved), -1, self.dim))
+        left = (moved - picked.reshape(moved.shape)).square().sum(-1)
+        codes = codes.unflatten(1, moved.shape[1:-1]).movedim(-1, 1)[:, :levels]
+        return Found(codes, left[:, None].expand(codes.shape))
 
     def decode(self, codes: Tensor) -> Tensor:
         """float32 [B, d, *grid]."""

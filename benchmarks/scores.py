@@ -24,11 +24,12 @@ from model.source import as_source, channel_slab
 @dataclass(frozen=True)
 class Score:
     """psnr: dB, from the mean squared error over all pictures; ssim: mean over pictures, None where none is large
-    enough for the window; pictures: how many."""
+    enough for the window; pictures: how many; largest: error of any value, within the peak's range."""
 
     psnr: float
     ssim: float | None
     pictures: int
+    largest: float = 0.0
 
 
 class Scorer:
@@ -38,11 +39,13 @@ class Scorer:
         self.peak = peak
         self._squares: list[float] = []
         self._similar: list[float] = []
+        self._largest = 0.0
 
     def add(self, source: np.ndarray, decoded: np.ndarray) -> None:
         """One picture [y, x] (or [c, y, x]) in the series' units, and what became of it."""
         a, b = (self.peak.cut(values.reshape(-1, *values.shape[-2:])) for values in (source, decoded))
         self._squares.append(float(np.square(a - b).mean()))
+        self._largest = max(self._largest, float(np.abs(a - b).max()))
         if min(a.shape[-2:]) >= WINDOW:
             self._similar += [similarity(x, y, self.peak.range) for x, y in zip(a, b, strict=True)]
 
@@ -50,7 +53,7 @@ class Scorer:
         """The figures so far."""
         found = psnr(float(np.mean(self._squares)), self.peak.range)
         similar = float(np.mean(self._similar)) if self._similar else None
-        return Score(found, similar, len(self._squares))
+        return Score(found, similar, len(self._squares), self._largest)
 
 
 def similarity(a: np.ndarray, b: np.ndarray, data_range: float) -> float:

@@ -3,9 +3,11 @@
     python benchmarks/store.py ../shared/data --group ct --model models/<id> [--refit 60] [--workspace WS] [--out FOLDER]
 
 Bytes on disk with everything counted (zarr.json, shard indices, checksums) against fixed length, zero-order entropy,
-and zstd and blosc of the same indices; symbols per second of the coder each way; milliseconds for one slice, one 64^3
-region and the whole volume from codes and from the volume tier. --refit SECONDS fits new tables of the entropy coder
-on the series not left out (for bundles that have none). A table on stderr, one JSON line on stdout.
+and zstd and blosc of the same indices; PSNR and SSIM beside what JPEG 2000, JPEG XL and JPEG-LS make of the same slices
+in those bytes on disk (bare codestreams, their common start counted once; `ahead` is ours less theirs); symbols per
+second of processor time of the coder each way; milliseconds for one slice, one 64^3 region and the whole volume from
+codes and from the volume tier. --refit SECONDS fits new tables of the entropy coder on the series not left out (for
+bundles that have none; kept in --out). Three tables on stderr, one JSON line on stdout.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 from held_out import Split, opened
+from image_codecs import LEAST_SIDE, at_bytes
 from numcodecs import Blosc, Zstd
-from scores import machine, spread, table
+from scores import Scorer, machine, mean, spread, table
 
 from archive import codes as store
 from archive import entropy, tables
@@ -33,19 +37,26 @@ from archive.volumes import StoredVolume
 from model import bundle, intensity
 from model.decode import DecodedVolume
 from model.encode import encode_volume
-from model.source import as_source
-from model.table_samples import table_codes
+from model.fidelity import peak_of
+from model.source import as_source, channel_slab
+from model.table_samples import table_samples
 from model.tables import fit
 from model.vqvae import VQVAE
 
 SIDE = 64  # of the region that is read
+SPEED_RUNS = 7
+CODECS = ("JPEG 2000", "JPEG XL", "JPEG-LS")
 COLUMNS = ["series", "codes", "fixed", "zero_order", "zstd", "blosc", "own_table", "stored", "saved", "beside"]
+BESIDE = ["series", "stored", "psnr", "ssim",
+          *(f"{codec}: {figure}" for codec in CODECS for figure in ("psnr", "ssim"))]  # fmt: skip
 SPEEDS = ["series", "encode_msym_s", "decode_msym_s", "own_encode_msym_s", "own_decode_msym_s",
           "slice_ms", "region_ms", "whole_ms", "volume_slice_ms", "volume_region_ms", "volume_whole_ms"]  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # looked at when numpy is imported: one core is what is measured
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OPENBLAS_NUM_THREADS": "1"})
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--group", default="ct")
@@ -55,32 +66,41 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--series", type=int, help="at most so many")
+    parser.add_argument("--slices", type=int, default=16, help="of a series that go through the codecs; 0: none")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with opened(arguments.data, arguments.group, arguments.leave_out, arguments.workspace) as split:
-        found = measure(split, bundle.load(arguments.model), arguments.model, arguments.refit, arguments.series)
+        data = known(split, bundle.load(arguments.model), arguments.model, arguments.refit)
+        found = measure(split, bundle.load(arguments.model), arguments.model, data, arguments.series, arguments.slices)
+    found["refit_seconds"] = arguments.refit
     text = report(found)
     sys.stderr.write(text + "\n")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            (arguments.out / tables.FILE).write_bytes(data)
         (arguments.out / "store.json").write_text(json.dumps(found, indent=1))
         (arguments.out / "store.md").write_text(text + "\n")
     print(json.dumps(found))
 
 
-def measure(split: Split, model: VQVAE, folder: Path, refit: float, most: int | None = None) -> dict[str, Any]:
+def known(split: Split, model: VQVAE, folder: Path, refit: float) -> bytes | None:
+    """Tables of the entropy coder: the bundle's own, or fitted anew for so many seconds; None where it has none."""
+    if not refit:
+        return (folder / tables.FILE).read_bytes() if (folder / tables.FILE).exists() else None
+    sources = [as_source(volume) for volume in split.learn.values()]
+    mappings = [intensity.fit(source, model.config.intensity) for source in sources]
+    began = time.monotonic()
+    found = table_samples(model, sources, mappings, 0, began + 0.4 * refit)
+    return fit(model, found.codes, 0, deadline=began + refit, distances=found.distances)
+
+
+def measure(
+    split: Split, model: VQVAE, folder: Path, data: bytes | None, most: int | None = None, slices: int = 16
+) -> dict[str, Any]:
     """Every unseen series; figures ready for JSON. The largest series of all is there too, as `full_size`."""
     name = folder.resolve().name
-    if refit:
-        sources = [as_source(volume) for volume in split.learn.values()]
-        mappings = [intensity.fit(source, model.config.intensity) for source in sources]
-        began = time.monotonic()
-        codes = table_codes(model, sources, mappings, 0, began + 0.4 * refit)
-        data: bytes | None = fit(model, codes, 0, deadline=began + refit)
-    else:
-        path = folder / tables.FILE
-        data = path.read_bytes() if path.exists() else None
     with TemporaryDirectory() as root:
         for kind, kept in (("context", data), ("plain", None)):
             (Path(root) / kind / "models" / name).mkdir(parents=True)
@@ -88,30 +108,37 @@ def measure(split: Split, model: VQVAE, folder: Path, refit: float, most: int | 
                 (Path(root) / kind / "models" / name / tables.FILE).write_bytes(kept)
         names = list(split.unseen)
         chosen = [names[at] for at in spread(len(names), most)]
-        rows = [one_series(split.names[each], split.unseen[each], model, name, Path(root)) for each in chosen]
+        rows = [one_series(split.names[each], split.unseen[each], model, name, Path(root), slices) for each in chosen]
         everything = {**split.learn, **split.unseen}
         largest = max(everything, key=lambda each: float(np.prod(as_source(everything[each]).shape)))
-        full = one_series(split.names[largest], everything[largest], model, name, Path(root))
+        full = one_series(split.names[largest], everything[largest], model, name, Path(root), slices)
     return {
         "benchmark": "store",
-        **machine("constriction", "zarr", "numcodecs", "numpy"),
+        **machine("constriction", "zarr", "numcodecs", "numpy", "imagecodecs", "pylibjpeg-openjpeg", "pyjpegls"),
         "group": split.group,
         "preset": model.config.preset,
         "model": name,
-        "refit_seconds": refit,
         "tables_bytes": len(data or b""),
         "unseen": rows,
         "full_size": {**full, "seen_in_training": largest in split.learn},
         "summary": {
             "saved_against_zero_order": round(float(np.mean([row["saved"] for row in rows])), 4),
             "zero_order_overhead_full_size": round(full["own_table"] / full["zero_order"] - 1, 4),
+            **{f"ahead of {codec}, {figure}": mean([ahead(row, codec, figure) for row in rows])
+               for codec in CODECS for figure in ("psnr", "ssim")},
             "largest_beside": max(row["beside"] for row in [*rows, full]),
         },
-    }
+    }  # fmt: skip
 
 
-def one_series(label: str, volume: Any, model: VQVAE, name: str, root: Path) -> dict[str, Any]:
-    """Bits per voxel and speeds of one series."""
+def ahead(row: dict[str, Any], codec: str, figure: str) -> float | None:
+    """How far the codes are ahead of a codec in the same bytes; None where it cannot go so low."""
+    theirs = row.get(f"{codec}: {figure}")
+    return None if theirs is None or row[figure] is None else row[figure] - theirs
+
+
+def one_series(label: str, volume: Any, model: VQVAE, name: str, root: Path, slices: int = 0) -> dict[str, Any]:
+    """Bits per voxel, fidelity and speeds of one series."""
     codes = dataclasses.replace(encode_volume(model, volume), model=name)
     voxels = float(np.prod(as_source(volume).shape))
     bits = codes.levels * (codes.codebook_size - 1).bit_length()
@@ -135,15 +162,22 @@ def one_series(label: str, volume: Any, model: VQVAE, name: str, root: Path) -> 
         "saved": round(1 - 8 * sizes["context"] / voxels / zero, 4),
         "bytes": sizes["context"],
         "beside": (stored["context"].folder / "zarr.json").stat().st_size,
+        **_beside(volume, DecodedVolume(model, codes), 8 * sizes["context"] / voxels, slices),
         **speeds,
         **_reading(volume, model, stored["context"]),
     }
 
 
 def report(found: dict[str, Any]) -> str:
-    """Two tables: bits per voxel, and speeds."""
+    """Three tables: bits per voxel, fidelity beside the codecs at equal bytes, and speeds."""
     rows = [*found["unseen"], {**found["full_size"], "series": found["full_size"]["series"] + " (largest)"}]
-    said = [f"Bits per voxel; saved: against zero-order entropy. {found['summary']}", table(rows, COLUMNS), ""]
+    said = [
+        f"Bits per voxel; saved: against zero-order entropy. {found['summary']}",
+        table(rows, COLUMNS),
+        "",
+        table(rows, BESIDE),
+        "",
+    ]
     return "\n".join([*said, table(rows, SPEEDS)])
 
 
@@ -153,16 +187,40 @@ def _stored(codes: Codes, workspace: Path, label: str) -> StoredCodes:
     return StoredCodes(root / label / store.write(codes, root, label).version)
 
 
+def _beside(volume: Any, decoded: DecodedVolume, bits: float, slices: int) -> dict[str, Any]:
+    """PSNR and SSIM of slices spread over a series, and of the same through the codecs in at most `bits` per voxel."""
+    source = as_source(volume)
+    if not slices:
+        return {"psnr": None, "ssim": None}
+    picks, peak = spread(source.slices, slices), peak_of(source)
+    pictures = [channel_slab(source, at, at + 1)[0] for at in picks]
+    scorer = Scorer(peak)
+    for at, picture in zip(picks, pictures, strict=True):
+        scorer.add(picture, channel_slab(decoded, at, at + 1)[0])
+    score = scorer.score()
+    found: dict[str, Any] = {"psnr": score.psnr, "ssim": score.ssim, "compared_slices": len(picks)}
+    if min(source.shape[-2:]) >= LEAST_SIDE:
+        slopes = source.attributes["slope"]
+        step = abs(slopes[0]) if len(slopes) == 1 and source.dtype.kind in "iu" else None
+        for codec, point in at_bytes(pictures, peak, step, bits).items():
+            found[f"{codec}: psnr"] = None if point is None else point.psnr
+            found[f"{codec}: ssim"] = None if point is None else point.ssim
+            found[f"{codec}: bits"] = None if point is None else point.bits
+    return found
+
+
 def _speed(codes: Codes, stored: StoredCodes) -> dict[str, float]:
-    """Million codes per second of the coder alone, on the chunks as they are stored, best of three."""
+    """Million codes per second of this thread's processor time, of the coder alone, on the chunks as stored; the best of
+    some runs."""
     deep = stored.chunks[-3]
     frames = codes.array if codes.array.ndim == 5 else codes.array[:, None]
     slabs = [np.ascontiguousarray(frames[:, t, z : z + deep])
              for t in range(frames.shape[1]) for z in range(0, frames.shape[2], deep)]  # fmt: skip
-    known, size, grid = stored.codec.known(), codes.codebook_size, (frames.shape[-2], frames.shape[-1])
-    made = [entropy.encode(slab, size, known) for slab in slabs]
-    encode = _best(lambda: [entropy.encode(slab, size, known) for slab in slabs])
-    decode = _best(lambda: [entropy.decode(data, grid, size, known) for data in made])
+    have, size, grid = stored.codec.known(), codes.codebook_size, (frames.shape[-2], frames.shape[-1])
+    made = [entropy.encode(slab, size, have) for slab in slabs]
+    clock = time.thread_time  # a core's: other work on the machine is not the coder's
+    encode = _best(lambda: [entropy.encode(slab, size, have) for slab in slabs], SPEED_RUNS, clock)
+    decode = _best(lambda: [entropy.decode(data, grid, size, have) for data in made], SPEED_RUNS, clock)
     return {"encode": round(codes.array.size / encode / 1e6, 3), "decode": round(codes.array.size / decode / 1e6, 3)}
 
 
@@ -191,12 +249,12 @@ def _reading(volume: Any, model: VQVAE, stored: StoredCodes) -> dict[str, float]
     return {key: round(1000 * seconds, 1) for key, seconds in found.items()}
 
 
-def _best(call: Callable[[], Any], times: int = 3) -> float:
+def _best(call: Callable[[], Any], times: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
     found: list[float] = []
     for _ in range(times):
-        began = time.perf_counter()
+        began = clock()
         call()
-        found.append(time.perf_counter() - began)
+        found.append(clock() - began)
     return min(found)
 
 

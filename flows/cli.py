@@ -48,6 +48,8 @@ def main() -> None:
         prepare()
         for verbs in (verbs_stage, verbs_item, verbs_service):
             verbs.register(app)
+        for verb in app.registered_commands:  # the list of verbs would cut their sentences short
+            verb.short_help = " ".join((verb.callback.__doc__ or "").split("\n\n")[0].split())
         app()
     except VoxbookError as error:
         console.show_error(error, as_json)

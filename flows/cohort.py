@@ -68,6 +68,8 @@ def export_many(
     """
     if format not in SUFFIX or naming not in ("pseudonym", "bids"):
         raise ConfigError("BAD_USAGE", "--format is nifti, dicom, ome-zarr or png; --naming is pseudonym or bids")
+    if tier == "volume" and levels is not None:
+        raise ConfigError("BAD_USAGE", "--levels is for codes; the volume tier has none", hint="--tier codes")
     if out.is_file():
         raise ConfigError("OCCUPIED", f"{out} is a file", hint="name a folder")
     rows = chosen(workspace, series, group, where)
@@ -96,8 +98,8 @@ def export_many(
             _refused(job.series, code, counts, reasons, problems)
         else:
             counts["written"] += 1
+            counts["bytes_out"] += _size(job.target)
         advance("decode", counts["written"] + counts["failed"], len(todo), "series")
-    counts["bytes_out"] = sum(_size(job.target) for job in todo)
     told = f"decode: {counts['written']} series written as {format}, {counts['unchanged']} as they were"
     failed = f", {counts['failed']} not: {', '.join(sorted(reasons))}" if counts["failed"] else ""
     keys = ("series", "written", "unchanged", "failed", "bytes_out")
@@ -209,6 +211,8 @@ def _run(todo: Sequence[Job], ledger: Ledger, jobs: int) -> Iterator[tuple[Job, 
                         running[pool.submit(write_one, more)] = more
                     except BrokenProcessPool:
                         yield more, "WORKER_KILLED"
+        for job in waiting:  # the pool broke: nothing of these was begun, and nobody may take them for written
+            yield job, "WORKER_KILLED"
 
 
 def write_one(job: Job) -> str:

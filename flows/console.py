@@ -65,14 +65,26 @@ def show_outcome(outcome: Outcome, as_json: bool) -> int:
         emit(outcome.as_dict())
     else:
         sys.stdout.write(f"{outcome.sentence}\n")
+        if "report" in outcome.counts:
+            sys.stdout.write(f"  {outcome.counts['report']}\n")
         if outcome.reasons:
-            from archive.errors import REASONS
-
-            rows = [
-                (code, count, REASONS[code].text, REASONS[code].hint) for code, count in sorted(outcome.reasons.items())
-            ]
-            table(("reason", "count", "what", "what to do"), rows)
+            reasons(outcome.reasons)
+            if outcome.verb in ("ingest", "nightly"):
+                sys.stdout.write("Which files: voxbook inspect -w WS REASON --reveal\n")
     return exit_code(outcome)
+
+
+def reasons(counts: dict[str, int]) -> None:
+    """A table of reason codes with what each means and what to do."""
+    from archive.errors import REASONS
+
+    rows = [(code, count, REASONS[code].text, REASONS[code].hint) for code, count in sorted(counts.items())]
+    table(("reason", "count", "what", "what to do"), rows)
+
+
+def say(sentences: Sequence[str]) -> None:
+    """Sentences on stdout, a line each."""
+    sys.stdout.writelines(f"{sentence}\n" for sentence in sentences)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from prefect import flow
 from pydantic import Field
 
 from archive import groups
-from archive.catalog_schema import ModelRow, SeriesRow
+from archive.catalog_schema import CertificateRow, ModelRow, SeriesRow
 from archive.errors import MismatchError
 from archive.where import Expression, matches, parse
-from flows.parameters import DryRun, Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath, described
+from flows.artifacts import publish_worst
+from flows.events import MOST_SERIES, tell_failed
+from flows.parameters import DryRun, Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath
 from flows.recording import finish, sentence
+from flows.staged import stage_flow, staged
 from tasks.encode import EncodeCounts, encode_group, plan_jobs
-from tasks.stage import Outcome, Stage, call, open_stage
+from tasks.stage import Outcome, Stage, call
 
 EncodeProfile = Annotated[
-    Literal["exact", "fast"] | None,
-    Field(description="exact: fp32, repeatable to the bit; fast: bf16; none: as voxbook.toml says."),
+    Literal["configured", "exact", "fast"],
+    Field(description="exact: fp32, repeatable to the bit; fast: bf16; configured: as voxbook.toml says."),
 ]
 
 
-@flow(name="encode", flow_run_name="encode {workspace}", persist_result=False)
-@described
+@stage_flow("encode")
 def encode(
     workspace: WorkspacePath,
-    group: Group = None,
+    group: Group = "",
     series: SeriesIds = [],
-    where: Where = None,
-    model: ModelId = None,
-    profile: EncodeProfile = None,
+    where: Where = "",
+    model: ModelId = "",
+    profile: EncodeProfile = "configured",
     dry_run: DryRun = False,
     settings: Overrides = [],
 ) -> Outcome:
@@ -39,14 +40,14 @@ def encode(
     Codes by a model that was named count until the next promotion: encode without `model` leaves them. New versions are
     written beside the old, and a series moves from one to the other in one step.
     """
-    condition = None if where is None else parse(where)
-    extra = [f'encode.profile="{profile}"'] if profile else []
-    with open_stage("encode", workspace, [*settings, *extra]) as stage:
+    condition = parse(where) if where else None
+    extra = [] if profile == "configured" else [f'encode.profile="{profile}"']
+    with staged("encode", workspace, [*settings, *extra]) as stage:
         moved = groups.moves(stage.workspace) if dry_run else groups.regroup(stage.workspace)
         named = stage.catalog.model(model) if model else None
-        if named and group is None and not series:
+        if named and not group and not series:
             group = named.group
-        rows = chosen(stage, group, series, condition)
+        rows = chosen(stage, group or None, series, condition)
         counts, no_model, planned = EncodeCounts(), [], 0
         for name in sorted({row.group for row in rows}):
             members = [row for row in rows if row.group == name]
@@ -66,16 +67,21 @@ def encode(
             stage.catalog.set_reason([row.series for row in no_model], "NO_MODEL")
             stage.reasons["NO_MODEL"] += len(no_model)
         scope = {row.series for row in rows}
-        below = sum(row.series in scope for row in stage.catalog.series(group=group, states=["quality_failed"]))
+        below = sum(row.series in scope for row in stage.catalog.series(group=group or None, states=["quality_failed"]))
         shown = {
             "series encoded": counts.encoded,
             "would be encoded": planned,
-            "failed": counts.failed,
+            "below the gate": counts.below_gate,
+            "not encoded": counts.failed - counts.below_gate,
             "without a model": len(no_model),
             "unchanged": counts.unchanged,
             "left to another run": counts.leased,
             "moved to another group": 0 if dry_run else len(moved),
         }
+        if not dry_run:
+            publish_worst(stage.workspace)
+            if counts.below_gate:
+                tell_failed(_failed_now(stage), stage.workspace.root.name)
         nothing = not (counts.encoded or counts.failed or planned)
         return finish(
             Outcome(
@@ -111,6 +117,12 @@ def chosen(stage: Stage, group: str | None, series: list[str], condition: Expres
         return rows
     certificates = {row.series: row for row in stage.catalog.certificates()}
     return [row for row in rows if matches(condition, row, certificates.get(row.series))]
+
+
+def _failed_now(stage: Stage) -> list[CertificateRow]:
+    """Certificates of what missed its gate since this run began, the worst first."""
+    worst = stage.catalog.worst_certificates(MOST_SERIES)
+    return [row for row in worst if not row.passed and row.created_at >= stage.began]
 
 
 def _model_for(stage: Stage, group: str, named: ModelRow | None) -> ModelRow | None:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from archive.errors import StoreError
 from archive.groups import regroup
-from flows.parameters import Overrides, WorkspacePath, described
+from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish, sentence
+from flows.staged import stage_flow, staged
 from tasks.ingest import IngestCounts, ingest_source
-from tasks.stage import Outcome, call, open_stage
+from tasks.stage import Outcome, call
 
 Sources = Annotated[list[str], Field(description="Aliases of sources, as in [sources]; none: all of them.")]
 
 
-@flow(name="ingest", flow_run_name="ingest {workspace}", persist_result=False, validate_parameters=True)
-@described
+@stage_flow("ingest")
 def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides = []) -> Outcome:
     """Bring new and changed series of the sources into the volume store; refuse the rest with a reason."""
-    with open_stage("ingest", workspace, settings, create=True) as stage:
+    with staged("ingest", workspace, settings, create=True) as stage:
         regroup(stage.workspace)
         known = {source.alias for source in stage.catalog.sources()}
         aliases = sources or sorted(known | set(stage.settings.sources))

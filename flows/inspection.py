@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from archive.catalog_schema import CertificateRow, SeriesRow
+from archive.catalog_schema import CertificateRow, RunRow, SeriesRow
 from archive.errors import REASONS, ConfigError, StoreError
 from archive.workspace import Workspace
 from flows.console import table
 
+RUNS, RUNS_SHOWN = "runs", 20
+_RUN = re.compile(r"\d{8}T")  # how a run's id begins; no pseudonym has a T
+
 
 def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
-    """The JSON of inspect: series, models, quarantine and the newest run; of one item its full record as well."""
+    """The JSON of inspect: series, models, quarantine and the newest run; of one item its full record as well.
+
+    item: a series or model by the beginning of its name, a run likewise, `runs` for the last 20 of them. Raises
+    StoreError NOT_FOUND.
+    """
     catalog = workspace.catalog
-    certificates = {row.series: row for row in catalog.certificates()}
+    runs = catalog.runs()
+    last = runs[-1].run if runs else None
+    if item is not None and (item == RUNS or _RUN.match(item)):
+        found = runs[-RUNS_SHOWN:] if item == RUNS else [run for run in runs if run.run.startswith(item)]
+        if not found:
+            raise StoreError("NOT_FOUND", "no run begins like that", hint="voxbook inspect -w WS runs")
+        return {"series": [], "models": [], "quarantine": [], "run": last, "runs": [run_entry(run) for run in found]}
     if item is None:
         rows, models = catalog.series(), catalog.models()
     else:
         rows, models = _find(workspace, item)
-    codes = Counter(row.code for row in catalog.quarantine())
-    runs = catalog.runs()
-    current = {row.version: row for row in catalog.encodings(current_only=True)}
+    named = rows[0].series if item is not None and rows else None
+    certificates = {row.series: row for row in catalog.certificates(named)} if rows else {}
+    encodings = catalog.encodings(named) if named else catalog.encodings(current_only=True)
+    current = {row.version: row for row in encodings}
+    codes = Counter(row.code for row in catalog.quarantine()) if item is None else Counter[str]()
     data: dict[str, Any] = {
         "series": [
             series_entry(row, certificates.get(row.series), current.get(row.codes_version or "")) for row in rows
@@ -40,16 +56,28 @@ def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
             for row in models
         ],
         "quarantine": [{"code": code, "count": count} for code, count in codes.most_common()],
-        "run": runs[-1].run if runs else None,
+        "run": last,
     }
-    if item is not None and rows:
-        certificate = certificates.get(rows[0].series)
+    if named:
+        certificate = certificates.get(named)
         data["certificate"] = certificate.data if certificate else None
         data["encodings"] = [
             {"version": row.version, "model": row.model, "profile": row.profile, "bytes": row.bytes}
-            for row in catalog.encodings(rows[0].series)
+            for row in encodings
         ]
     return data
+
+
+def run_entry(run: RunRow) -> dict[str, Any]:
+    """One run of the JSON: what it was, when, how it ended, and what it counted."""
+    return {
+        "run": run.run,
+        "verb": run.verb,
+        "state": run.state,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "counts": run.counts,
+    }
 
 
 def series_entry(row: SeriesRow, certificate: CertificateRow | None, encoding: Any) -> dict[str, Any]:
@@ -76,6 +104,8 @@ def series_entry(row: SeriesRow, certificate: CertificateRow | None, encoding: A
         "bits_per_voxel_fixed": bits.get("fixed"),
         "bits_per_voxel_entropy": bits.get("entropy"),
         "expired": certificate.expired if certificate else None,
+        "rung": certificate.data.get("rung") if certificate else None,
+        "unlike": certificate.data.get("unlike") if certificate else None,
     }
 
 
@@ -92,6 +122,8 @@ def show(data: dict[str, Any]) -> None:
             "psnr",
             "ssim",
             "bits_per_voxel",
+            "rung",
+            "unlike",
         )
         table(columns, [_series_row(entry) for entry in data["series"]])
     if data["models"]:
@@ -101,8 +133,14 @@ def show(data: dict[str, Any]) -> None:
         refused = [(entry["code"], entry["count"], REASONS[entry["code"]].hint) for entry in data["quarantine"]]
         table(("quarantine", "count", "what to do"), refused)
     if data.get("certificate"):
-        table(("certificate", "value"), [(key, str(value)) for key, value in data["certificate"].items()])
-    if not data["series"] and not data["models"]:
+        table(("certificate", "value"), [(key, _told(value)) for key, value in data["certificate"].items()])
+    if data.get("runs"):
+        rows = [
+            (run["run"], run["verb"], run["state"], run["started_at"], run["ended_at"] or "", _told(run["counts"]))
+            for run in data["runs"]
+        ]
+        table(("run", "verb", "state", "started", "ended", "counts"), rows)
+    if not data["series"] and not data["models"] and not data.get("runs"):
         sys.stdout.write("inspect: the workspace is empty\n")
 
 
@@ -117,7 +155,20 @@ def _series_row(entry: dict[str, Any]) -> list[Any]:
         entry["psnr"],
         entry["ssim"],
         entry["bits_per_voxel"],
+        entry["rung"],
+        entry["unlike"],
     ]
+
+
+def _told(value: Any) -> str:
+    """A figure, or several, as people read them."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_told(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(_told(one) for one in value)
+    return "" if value is None else str(value)
 
 
 def _cell(value: Any, key: str) -> Any:
@@ -137,9 +188,13 @@ def find_uid(workspace: Workspace, uid: str) -> str:
 
 
 def show_identity(workspace: Workspace, item: str | None) -> None:
-    """Original identifiers of one series, for the person on call; reads the linkage."""
+    """Original identifiers of one series, or the files refused by a reason code, for the person on call."""
     if item is None:
-        raise StoreError("NOT_FOUND", "--reveal needs a SERIES")
+        raise ConfigError("BAD_USAGE", "--reveal needs a SERIES, or a reason code such as TRUNCATED")
+    if item in REASONS:
+        for alias, path in workspace.linkage.refused(item):
+            sys.stdout.write(f"{alias}: {path}\n")
+        return
     row = workspace.catalog.one(item)
     for name, value in workspace.linkage.reveal(row.series).items():
         sys.stdout.write(f"{name}: {value}\n")
@@ -148,5 +203,9 @@ def show_identity(workspace: Workspace, item: str | None) -> None:
 def _find(workspace: Workspace, item: str) -> tuple[list[SeriesRow], list[Any]]:
     try:
         return [workspace.catalog.one(item)], []
-    except StoreError:
-        return [], [workspace.catalog.model(item)]
+    except StoreError as series_error:
+        try:
+            return [], [workspace.catalog.model(item)]
+        except StoreError as model_error:
+            several = [error for error in (series_error, model_error) if error.message.startswith("several")]
+            raise (several or [StoreError("NOT_FOUND", "no series or model begins like that")])[0] from None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
 from pydantic import Field
 
 from archive.errors import VoxbookError, describe
+from archive.workspace import Workspace
+from flows.artifacts import publish_report, publish_worst
 from flows.encode import encode
 from flows.ingest import ingest
-from flows.parameters import Overrides, WorkspacePath, described
+from flows.live import obey
+from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish
 from flows.report import report
+from flows.staged import stage_flow
 from flows.verify import verify
 from tasks.stage import Outcome, recording
 
@@ -21,17 +25,20 @@ Sample = Annotated[
 ]
 
 
-@flow(name="nightly", flow_run_name="nightly {workspace}", persist_result=False)
-@described
+@stage_flow("nightly")
 def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Overrides = []) -> Outcome:
     """Ingest, encode, verify a sample by reading every byte of it, report."""
-    checks = [*settings, f"verify.sample={verify_sample}", "verify.read_data=true"]
     parts = [
         _run(ingest, "ingest", workspace=workspace, settings=settings),
         _run(encode, "encode", workspace=workspace, settings=settings),
-        _run(verify, "verify", workspace=workspace, settings=checks),
+        _run(verify, "verify", workspace=workspace, read_data=True, sample=verify_sample, settings=settings),
         _run(report, "report", workspace=workspace, settings=settings),
     ]
+    if recording():  # on the night's own page too: nobody should have to look for the stage that holds them
+        home = Workspace.open(Path(workspace), settings)
+        publish_worst(home)
+        if "report" in parts[-1].counts:
+            publish_report(home, Path(parts[-1].counts["report"]))
     reasons: dict[str, int] = {}
     for part in parts:
         for code, count in part.reasons.items():
@@ -52,12 +59,13 @@ def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Ov
     )
 
 
-def _run(stage_flow: Any, verb: str, **parameters: Any) -> Outcome:
+def _run(stage: Any, verb: str, **parameters: Any) -> Outcome:
     """A stage as a subflow in Prefect, or its body directly; one that fails is part of the night's account, not its end."""
     try:
         if not recording():
-            return stage_flow.fn(**parameters)
-        result = stage_flow(**parameters, return_state=True).result(raise_on_failure=False)
+            return stage.fn(**parameters)
+        obey()  # a night that was suspended does not begin its next stage
+        result = stage(**parameters, return_state=True).result(raise_on_failure=False)
         if isinstance(result, BaseException):
             raise result
         return result

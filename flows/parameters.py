@@ -8,19 +8,22 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field
 
-WorkspacePath = Annotated[str, Field(description="Folder of the workspace.")]
+WorkspacePath = Annotated[
+    str, Field(min_length=1, description="Folder of the workspace on the machine that runs this.")
+]
 Overrides = Annotated[list[str], Field(description="Settings as KEY=VALUE, as in voxbook.toml (train.max_seconds=60).")]
-Group = Annotated[str | None, Field(description="One group (ct, mr, pt, ...); none: every group.")]
+# Text and choices with a default, not unions with None: the run form shows those as a switch between types.
+Group = Annotated[str, Field(description="One group (ct, mr, pt, ...); empty: every group.")]
 SeriesIds = Annotated[list[str], Field(description="Series to work on, by pseudonym; none: all.")]
 Where = Annotated[
-    str | None,
+    str,
     Field(
-        description="Condition on the catalog: psnr < 38 and (modality = CT or group in (mr, pt)). "
+        description="Condition on the catalog: psnr < 38 and (modality = CT or group in (mr, pt)); empty: none. "
         "Fields: docs/again.md."
     ),
 ]
 ModelId = Annotated[
-    str | None, Field(description="Model to encode with, or the beginning of its id; none: each group's current one.")
+    str, Field(description="Model to encode with, or the beginning of its id; empty: each group's current one.")
 ]
 DryRun = Annotated[bool, Field(description="Only say what would be done.")]
 

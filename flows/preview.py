@@ -12,8 +12,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from archive.errors import ConfigError
+from archive.planes import planes_of
 from archive.volume import Volume
-from flows.slices import HU_WINDOWS, planes_of
+from flows.slices import HU_WINDOWS
 
 HEIGHT = 384  # pixels of each plane
 GAP = 8

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from prefect import flow
 from pydantic import Field
 
 from archive.comparison import Comparison
-from flows.parameters import DryRun, Overrides, WorkspacePath, described
+from flows.events import PROMOTED, tell
+from flows.parameters import DryRun, Overrides, WorkspacePath
 from flows.recording import finish
+from flows.staged import stage_flow, staged
 from tasks.promote import compare_models
-from tasks.stage import Outcome, call, open_stage
+from tasks.stage import Outcome, call
 
 Candidate = Annotated[str, Field(min_length=1, description="The model to promote, or the beginning of its id.")]
 Force = Annotated[
@@ -19,8 +20,7 @@ Force = Annotated[
 ]
 
 
-@flow(name="promote", flow_run_name="promote {model} in {workspace}", persist_result=False)
-@described
+@stage_flow("promote")
 def promote(
     workspace: WorkspacePath, model: Candidate, force: Force = False, dry_run: DryRun = False, settings: Overrides = []
 ) -> Outcome:
@@ -29,7 +29,7 @@ def promote(
     Series that it has encoded point at those codes from then on, all in one step; others become stale until the next
     encode. Readers have the codes that they opened.
     """
-    with open_stage("promote", workspace, settings) as stage:
+    with staged("promote", workspace, settings) as stage:
         candidate = stage.catalog.model(model)
         current = stage.catalog.current_model(candidate.group)
         compared: Comparison | None = None
@@ -38,6 +38,7 @@ def promote(
         refused = compared is not None and compared.is_worse and not force
         if not refused and not dry_run:
             stage.catalog.promote(candidate.model)
+            tell(PROMOTED, "model", candidate.model, group=candidate.group, previous=current.model if current else None)
         stale = len(stage.catalog.series(group=candidate.group, states=["stale"]))
         if refused:
             stage.reasons["WORSE_MODEL"] += 1

@@ -1,13 +1,16 @@
-"""What a stage leaves in the Prefect UI: a sentence, a summary, tables; and how a stage runs without Prefect."""
+"""Where a stage runs, in Prefect or without it, and the state that it ends in."""
 
 from __future__ import annotations
 
 import logging
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from archive.errors import REASONS, ConfigError
+from archive.errors import ConfigError
+from flows.artifacts import publish_outcome
+from flows.events import tell_outcome
 from tasks.stage import Outcome, Stage, recording
 
 logger = logging.getLogger("voxbook")
@@ -36,6 +39,7 @@ def answers(url: str) -> bool:
 
 def run_stage(flow: Any, notice: Callable[[str], None], **parameters: Any) -> Outcome:
     """Run a flow where a Prefect API is configured and answers; else the same body directly, and say so in one line."""
+    parameters = {name: value for name, value in parameters.items() if value is not None}  # the flow's default
     url = configured_api()
     if url and answers(url):
         refuse_secrets(parameters.get("settings", []))
@@ -71,40 +75,23 @@ def finish(outcome: Outcome, stage: Stage | None = None) -> Any:
     logger.info(outcome.sentence)
     if not recording():
         return outcome
+    from prefect.context import FlowRunContext
     from prefect.states import Completed, Failed
 
-    publish(outcome)
+    context = FlowRunContext.get()
+    assert context is not None  # `recording` has looked
+    workspace = Path(str((context.parameters or {}).get("workspace", ""))).name
+    publish_outcome(outcome, workspace)
+    if stage is not None:  # a night is told of by its stages
+        tell_outcome(outcome, workspace)
     kind = Failed if outcome.damaged else Completed
     return kind(message=outcome.sentence, data=outcome)
 
 
-def publish(outcome: Outcome) -> None:
-    """Artifacts of one finished stage: its counts, and every reason with what to do about it."""
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
-    rows = "\n".join(
-        f"| {key} | {value} |" for key, value in outcome.counts.items() if not isinstance(value, list | dict)
-    )
-    create_markdown_artifact(
-        f"{outcome.sentence}\n\n| count | value |\n|---|---|\n{rows}\n\nNot for diagnostic use.",
-        key=f"voxbook-{outcome.verb}",
-        description=outcome.sentence,
-    )
-    if outcome.reasons:
-        create_table_artifact(
-            [
-                {"reason": code, "count": count, "what": REASONS[code].text, "what to do": REASONS[code].hint}
-                for code, count in sorted(outcome.reasons.items())
-            ],
-            key=f"voxbook-{outcome.verb}-reasons",
-            description="What was refused or is below its gate, and what to do about it",
-        )
-
-
 def sentence(verb: str, counts: dict[str, int], reasons: dict[str, int], nothing: str) -> str:
-    """The one sentence of a run: '412 series encoded, 3 failed: BELOW_MIN_PSNR', or `nothing` where all was done."""
-    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    """The one sentence of a run: 'encode: 412 series encoded, 3 below the gate: BELOW_MIN_PSNR 3', or `nothing`."""
+    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
     text = ", ".join(parts) if parts else nothing
     return f"{verb}: {text}" + (
-        f" ({', '.join(f'{code} {n}' for code, n in sorted(reasons.items()))})" if reasons else ""
+        f": {', '.join(f'{code} {n}' for code, n in sorted(reasons.items()))}" if reasons else ""
     )

@@ -7,26 +7,29 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-
-from flows.parameters import Overrides, WorkspacePath, described
+from flows.artifacts import publish_report, publish_worst
+from flows.events import REPORTED, tell
+from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish
 from flows.report_page import render
+from flows.staged import stage_flow, staged
 from tasks.report import gather, gather_figures
-from tasks.stage import Outcome, Stage, call, open_stage
+from tasks.stage import Outcome, Stage, call
 
 
-@flow(name="report", flow_run_name="report {workspace}", persist_result=False)
-@described
+@stage_flow("report")
 def report(workspace: WorkspacePath, settings: Overrides = []) -> Outcome:
     """Write report.html, report.json and run.json under reports/<run>/."""
-    with open_stage("report", workspace, settings) as stage:
+    with staged("report", workspace, settings) as stage:
         data = call(gather, stage)
         folder = stage.workspace.reports / stage.run
         folder.mkdir(parents=True, mode=0o700)
         _write(folder / "report.json", json.dumps(data, indent=1))
         _write(folder / "report.html", render({**data, "worst": call(gather_figures, stage, data)}))
         _write(folder / "run.json", json.dumps(run_record(stage, data["versions"]), indent=1))
+        publish_worst(stage.workspace)
+        publish_report(stage.workspace, folder / "report.html")
+        tell(REPORTED, "workspace", stage.workspace.root.name, report=stage.run)
         summary = data["summary"]
         return finish(
             Outcome(

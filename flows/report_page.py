@@ -1,22 +1,19 @@
-"""report.html: one self-contained page from report.json's content; inline SVG, no script, no network."""
+"""report.html: one self-contained page from report.json's content; inline SVG, a little script, no network."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 720, 46, 96, 24, 12
-METRICS = (
-    ("psnr", "PSNR", "dB", "min_psnr"),
-    ("ssim", "SSIM", "", "min_ssim"),
-    ("bits_per_voxel_disk", "Bits per voxel on disk", "", None),
-)
+from flows.report_plots import LEFT, RIGHT, ROW, TOP, WIDTH, finite, rate_plot, strip_plots
+
+COLUMNS = ("series", "group", "state", "psnr", "ssim", "bits_per_voxel_disk", "max_error", "units", "rung", "unlike")
+ROWS = 200  # of the table that are in the page as it is; the script shows the others
 STATE_WORDS = {"encoded": "encoded", "quality_failed": "below the gate", "ingested": "not encoded", "stale": "stale"}
 
 
@@ -29,47 +26,11 @@ class Verdict:
     detail: str
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One series in a plot: where, which, and what its tooltip says."""
-
-    x: float
-    y: float
-    series: str
-    title: str
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One group's line in a strip plot, with the gate where one is set."""
-
-    group: str
-    y: float
-    dots: tuple[Dot, ...]
-    median_x: float | None
-    gate_x: float | None
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot ready to draw: its title, size, axis ticks (position, label) and contents."""
-
-    title: str
-    height: float
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...] = ()
-    strips: tuple[Strip, ...] = ()
-    dots: tuple[Dot, ...] = ()
-    links: tuple[tuple[Dot, Dot], ...] = ()
-    unit: str = ""
-
-
 def render(report: Mapping[str, Any]) -> str:
     """The page as one HTML document; everything of the report is escaped.
 
-    report: report.json's content; `worst` beside it holds series with `figure`, PNG bytes as base64. Missing sections
-    are left out, and figures that are None show as a dash.
+    report: report.json's content; `worst` beside it holds series with `figures` (tasks.figures.figures). Missing
+    sections are left out, and figures that are None show as a dash.
     """
     environment = Environment(
         loader=PackageLoader("flows", "."),
@@ -91,7 +52,10 @@ def render(report: Mapping[str, Any]) -> str:
         summary=report.get("summary", {}),
         stages=report.get("stages", []),
         groups=report.get("groups", []),
-        series=series,
+        series=series[:ROWS],
+        total=len(series),
+        data=_for_script(series),
+        changes=report.get("changes"),
         worst=report.get("worst", []),
         quarantine=report.get("quarantine", []),
         models=report.get("models", []),
@@ -103,7 +67,24 @@ def render(report: Mapping[str, Any]) -> str:
         left=LEFT,
         right=RIGHT,
         top=TOP,
+        row=ROW,
     )
+
+
+def _for_script(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every series in the order of the table, as columns and rows: half the bytes of an object each."""
+    columns = (*COLUMNS, "shape", "reasons")
+    rows = [
+        [*(_short_number(entry.get(name)) for name in COLUMNS), "×".join(map(str, entry["shape"])), entry["reasons"]]
+        for entry in series
+    ]
+    return {"columns": columns, "rows": rows}
+
+
+def _short_number(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None  # JSON has no infinity
+    return value
 
 
 def verdict(summary: Mapping[str, Any]) -> Verdict:
@@ -131,103 +112,10 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     return Verdict("good", "All series encoded.", detail)
 
 
-def strip_plots(series: Sequence[Mapping], groups: Sequence[Mapping], settings: Mapping[str, Any]) -> tuple[Plot, ...]:
-    """One plot per metric, one line per group, one dot per series; metrics that nobody measured are left out."""
-    names = sorted({str(entry["group"]) for entry in series})
-    gates = {str(group["group"]): group.get("gate") or settings.get("gate") or {} for group in groups}
-    plots = []
-    for key, label, unit, gate_key in METRICS:
-        measured = {
-            name: [entry for entry in series if entry["group"] == name and _finite(entry.get(key))] for name in names
-        }
-        measured = {name: entries for name, entries in measured.items() if entries}
-        if not measured:
-            continue
-        limits = [gates.get(name, {}).get(gate_key) for name in measured] if gate_key else []
-        values: list[float] = [entry[key] for entries in measured.values() for entry in entries]
-        values += [limit for limit in limits if limit is not None]
-        scale = _Scale(values, LEFT, WIDTH - RIGHT)
-        strips = []
-        for row, (name, entries) in enumerate(measured.items()):
-            y = TOP + ROW * (row + 0.5)
-            limit = gates.get(name, {}).get(gate_key) if gate_key else None
-            middle = statistics.median(entry[key] for entry in entries)
-            dots = tuple(
-                Dot(
-                    x=scale(entry[key]),
-                    y=y + _spread(index),
-                    series=entry["series"],
-                    title=f"{entry['series'][:8]}, {name}: {number(entry[key])} {unit}".rstrip(),
-                    kind="below" if entry["state"] == "quality_failed" else "",
-                )
-                for index, entry in enumerate(entries)
-            )
-            strips.append(Strip(name, y, dots, scale(middle), None if limit is None else scale(limit)))
-        plots.append(Plot(label, TOP + ROW * len(strips) + 34, scale.ticks(), strips=tuple(strips), unit=unit))
-    return tuple(plots)
-
-
-def rate_plot(rate: Sequence[Mapping]) -> Plot | None:
-    """PSNR over bits per voxel: ours, and JPEG 2000 at the same bytes joined to it; None where nothing is measured."""
-    ours = [entry for entry in rate if _finite(entry.get("psnr")) and _finite(entry.get("bits_per_voxel"))]
-    if not ours:
-        return None
-    height = 380.0
-    peers = [entry["jpeg2000_psnr"] for entry in ours if _finite(entry.get("jpeg2000_psnr"))]
-    x_scale = _Scale([entry["bits_per_voxel"] for entry in ours], 56, WIDTH - RIGHT)
-    y_scale = _Scale([*(entry["psnr"] for entry in ours), *peers], height - 48, TOP)
-    dots, links = [], []
-    for entry in ours:
-        x, name = x_scale(entry["bits_per_voxel"]), f"{entry['series'][:8]}, {entry['group']}"
-        where = f"at {number(entry['bits_per_voxel'])} bits per voxel"
-        own = Dot(x, y_scale(entry["psnr"]), entry["series"], f"{name}: {number(entry['psnr'])} dB {where}", "ours")
-        dots.append(own)
-        if _finite(entry.get("jpeg2000_psnr")):
-            peer_title = f"{name}, JPEG 2000: {number(entry['jpeg2000_psnr'])} dB {where}"
-            peer = Dot(x, y_scale(entry["jpeg2000_psnr"]), entry["series"], peer_title, "peer")
-            dots.append(peer)
-            links.append((own, peer))
-    return Plot(
-        "PSNR over rate", height, x_scale.ticks(), y_scale.ticks(), dots=tuple(dots), links=tuple(links), unit="dB"
-    )
-
-
-class _Scale:
-    """Values to pixels, linear, over a range with round ticks."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        low, high = min(values), max(values)
-        span = (high - low) or abs(high) or 1.0
-        low, high = low - 0.06 * span, high + 0.06 * span
-        rough = (high - low) / 5
-        power = 10 ** math.floor(math.log10(rough))
-        self.step = next(unit * power for unit in (1, 2, 5, 10) if unit * power >= rough)
-        self.low, self.high, self.start, self.end = low, high, start, end
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self) -> tuple[tuple[float, str], ...]:
-        """Positions and labels of round values within the range."""
-        digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step)
-        return tuple((self(n * self.step), f"{n * self.step:.{digits}f}") for n in range(first, last + 1))
-
-
-def _spread(index: int) -> float:
-    """A fixed vertical scatter, so that equal values do not hide each other."""
-    return round(((index * 0.618) % 1 - 0.5) * ROW * 0.56, 1)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _worst_first(entry: Mapping[str, Any]) -> tuple:
     order = {"quality_failed": 0, "stale": 1, "ingested": 2}
     psnr = entry.get("psnr")
-    return order.get(entry["state"], 3), psnr if _finite(psnr) else math.inf, entry["series"]
+    return order.get(entry["state"], 3), psnr if finite(psnr) else math.inf, entry["series"]
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-from prefect import flow
 from pydantic import Field
 
 from archive.errors import ConfigError, InputError, StoreError
 from archive.settings_file import put
-from flows.parameters import Overrides, WorkspacePath, described
+from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish
 from flows.select_report import as_counts, as_seeds, cells, draw, publish_candidates, write_record
+from flows.staged import stage_flow, staged
 from model.config import Triple
 from model.halving import Rung, choose, rungs, scores, sensitivity, survivors, threshold
 from model.select import Candidate, distinct, folds, grid
 from tasks.cluster import Cluster, open_cluster
 from tasks.select import Selection, Validated, cross_validate, training_cluster
-from tasks.stage import Outcome, Stage, call, open_stage
+from tasks.stage import Outcome, Stage, call
 from tasks.train import model_config
 
 GroupName = Annotated[str, Field(description="The group to select for (ct, mr, pt, ...).")]
@@ -36,8 +36,7 @@ Seeds = Annotated[int, Field(ge=1, description="Seeds that the chosen one is tra
 Write = Annotated[bool, Field(description="Write the chosen sizes to voxbook.toml, under [groups.NAME.train].")]
 
 
-@flow(name="select", flow_run_name="select {workspace}", persist_result=False)
-@described
+@stage_flow("select")
 def select(
     workspace: WorkspacePath,
     group: GroupName,
@@ -53,7 +52,7 @@ def select(
     settings: Overrides = [],
 ) -> Outcome:
     """Train candidates on every fold, the better ones longer, and choose by the one-standard-error rule."""
-    with open_stage("select", workspace, settings) as stage:
+    with staged("select", workspace, settings) as stage:
         rows = stage.catalog.series(group=group)
         if not rows:
             known = ", ".join(sorted({row.group for row in stage.catalog.series()})) or "none yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -18,6 +19,32 @@ from archive.errors import ConfigError, TransientError
 from archive.workspace import Workspace
 
 READY_SECONDS = 120
+REFERENCE = "UI_SERVE_BASE"  # the file by which Prefect knows that it has copied the pages of its UI
+NOWHERE = "http://127.0.0.1:9"  # a port that nobody listens on
+
+# What keeps a server on one machine small (measured: docs/prefect.md), and to itself.
+SERVER = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
+}
+# In place of the second UI: whoever chooses it is back in the first one.
+BACK = """<!doctype html><title>Prefect</title>
+<script>document.cookie = "prefect_ui_version=v1; path=/"; location.replace("/")</script>
+<a href="/">This page would ask a service outside of this machine; go back</a>
+"""
+# Prefect's server looks for its catalog of blocks and workers on GitHub, and takes the copy it ships where that fails.
+CLOSED = {
+    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), NOWHERE),
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +76,12 @@ def running_api() -> str | None:
     return state["api"]
 
 
-def start(workspace: Path, port: int) -> dict[str, Any]:
-    """Start the server and serve the workspace's deployments; raises ConfigError OCCUPIED where one runs already."""
+def start(workspace: Path, port: int, *, limit: int = 1, outgoing: bool = False) -> dict[str, Any]:
+    """Start the server and serve the workspace's deployments; raises ConfigError OCCUPIED where one runs already.
+
+    limit: runs at a time. outgoing: let the server send requests to other machines, as notifications of automations do;
+    without it a proxy that does not exist takes them all.
+    """
     if running_api():
         raise ConfigError("OCCUPIED", "voxbook is up already", hint="voxbook down ends it")
     if not _free(port):
@@ -64,18 +95,19 @@ def start(workspace: Path, port: int) -> dict[str, Any]:
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_UI_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(_one_ui(folder / "ui")),
+        **{name: value for name, value in SERVER.items() if name not in os.environ},
         "DO_NOT_TRACK": "1",
         "PYTHONSAFEPATH": "1",
     }
+    if secret := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        environment.setdefault("PREFECT_API_AUTH_STRING", secret)
     server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    processes = [_spawn(server, environment, folder / "server.log")]
+    processes = [_spawn(server, environment | ({} if outgoing else CLOSED), folder / "server.log")]
     try:
         _wait(api, processes[0])
-        processes.append(
-            _spawn([sys.executable, "-m", "flows.cli", "serve", "-w", str(root)], environment, folder / "serve.log")
-        )
+        serve = [sys.executable, "-m", "flows.cli", "serve", "-w", str(root), "--limit", str(limit)]
+        processes.append(_spawn([*serve, "--reports-port", str(port + 1)], environment, folder / "serve.log"))
     except BaseException:
         _end(processes)
         raise
@@ -84,6 +116,18 @@ def start(workspace: Path, port: int) -> dict[str, Any]:
     draft.write_text(json.dumps(state))
     draft.rename(folder / "up.json")
     return {"api": api, "ui": f"http://127.0.0.1:{port}", "home": str(folder), "workspace": str(root)}
+
+
+def _one_ui(folder: Path) -> Path:
+    """A folder for the pages of the UI without its second version, which asks an analytics service even where it is off.
+
+    Prefect copies its pages into it once, and leaves what says that it is a copy of this version.
+    """
+    second = folder / "v2"
+    second.mkdir(parents=True, exist_ok=True)
+    (second / "index.html").write_text(BACK)
+    (second / REFERENCE).write_text(f"v2:{importlib.metadata.version('prefect')}:/v2")
+    return folder
 
 
 def stop() -> int:

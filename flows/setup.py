@@ -3,57 +3,203 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from archive.errors import ConfigError
-from archive.keys import Pseudonyms
-from archive.scan import scan
 from archive.settings import FILENAME, GroupSettings, Section, Settings
 from archive.workspace import Workspace
+from flows.probe import Cost, cost_of, free_bytes
+from flows.survey import Found, Survey, look_at
+
+OCCUPIED_HINT = "edit it, give another folder with -w, or remove it first"
 
 
-def initialise(root: Path, sources: list[Path]) -> dict[str, Any]:
-    """Create the workspace and its voxbook.toml; raises ConfigError OCCUPIED where there is one already."""
+def initialise(
+    root: Path,
+    sources: list[Path],
+    *,
+    timed: bool = True,
+    notice: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Look at the sources, time one series per group, create the workspace and its voxbook.toml.
+
+    timed False leaves the timing out. progress(done, total) in files. Raises ConfigError OCCUPIED where there is a
+    voxbook.toml already, BAD_USAGE where a source is not there; InputError UNREADABLE where one cannot be read.
+    """
     path = root / FILENAME
     if path.exists():
-        raise ConfigError("OCCUPIED", f"{FILENAME} exists already", hint="edit it, or remove it first")
+        raise ConfigError("OCCUPIED", f"{FILENAME} exists already in this folder", hint=OCCUPIED_HINT)
     for number, source in enumerate(sources, 1):
         if not source.exists():
-            raise ConfigError("BAD_USAGE", f"SOURCE number {number} does not exist", hint="check the path")
-    aliases = {f"source{number}": str(source.resolve()) for number, source in enumerate(sources, 1)}
-    voxels: Counter[str] = Counter()
-    series: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    for alias, folder in aliases.items():
-        found = scan(Path(folder), alias=alias, pseudonyms=Pseudonyms.load())
-        refused.update(finding.code for finding in found.findings)
-        for plan in found.plans:
-            voxels[plan.group] += plan.voxels
-            series[plan.group] += 1
-    Workspace.open(root, create=True)
-    path.write_text(toml_text(aliases, {group: (series[group], voxels[group]) for group in sorted(series)}))
+            hint = "check the path; is the disk or network drive mounted?"
+            raise ConfigError("BAD_USAGE", f"SOURCE number {number} does not exist", hint=hint)
+    say = notice or (lambda _: None)
+    aliases = {f"source{number}": source.resolve() for number, source in enumerate(sources, 1)}
+    home = Workspace.open(root, create=True).root
+    survey = look_at(aliases, progress)
+    costs = {}
+    for found in survey.groups if timed else ():
+        say(f"init: timing one series of {found.group}")
+        costs[found.group] = cost_of(found, home)
+    free = free_bytes(home)
+    _write_new(path, toml_text({alias: str(place) for alias, place in aliases.items()}, survey, costs, free))
     return {
         "settings": str(path),
-        "series": sum(series.values()),
-        "groups": [{"group": group, "series": series[group], "voxels": voxels[group]} for group in sorted(series)],
-        "reasons": dict(refused),
+        "files": survey.files,
+        "bytes": survey.bytes,
+        "series": sum(found.series for found in survey.groups),
+        "groups": [_as_dict(found, costs.get(found.group)) for found in survey.groups],
+        "suggestions": [text for found in survey.groups for text in found.suggestions()],
+        "reasons": survey.refused,
+        "skipped": survey.skipped,
+        "free_bytes": free,
+        "train_seconds": Settings().train.max_seconds,
+        "seconds": round(survey.seconds, 3),
     }
 
 
-def toml_text(sources: dict[str, str], groups: dict[str, tuple[int, int]]) -> str:
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is whole or not there, and never in place of another. Raises ConfigError OCCUPIED."""
+    draft = path.with_name(f".{FILENAME}-{secrets.token_hex(4)}")
+    try:
+        with draft.open("x") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)  # fails where another init was first
+    except FileExistsError:
+        raise ConfigError("OCCUPIED", f"{FILENAME} exists already in this folder", hint=OCCUPIED_HINT) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _as_dict(found: Found, cost: Cost | None) -> dict[str, Any]:
+    """One group for programs: what is there, and what it will take."""
+    facts = {
+        "group": found.group,
+        "modality": found.modality,
+        "series": found.series,
+        "patients": found.patients,
+        "voxels": found.voxels,
+        "source_bytes": found.source_bytes,
+        "preset": found.preset,
+    }
+    if cost is None:
+        return facts
+    return facts | {
+        "volume_bytes": cost.volume_bytes,
+        "code_bytes": cost.code_bytes,
+        "ingest_seconds": cost.ingest_seconds,
+        "encode_seconds": cost.encode_seconds,
+        "basis": cost.basis,
+    }
+
+
+def summary(done: dict[str, Any]) -> tuple[list[str], list[tuple[Any, ...]], list[str]]:
+    """What a person reads after init: columns and rows of a table, and sentences below it."""
+    columns = [
+        "group",
+        "series",
+        "patients",
+        "Mvoxels",
+        "source",
+        "preset",
+        "volumes",
+        "codes, at most",
+        "ingest",
+        "encode",
+    ]
+    rows = [
+        (
+            *(group["group"], group["series"], group["patients"], f"{group['voxels'] / 1e6:,.1f}"),
+            *(size(group["source_bytes"]), group["preset"]),
+            *(size(group.get("volume_bytes")), size(group.get("code_bytes"))),
+            *(duration(group.get("ingest_seconds")), duration(group.get("encode_seconds"))),
+        )
+        for group in done["groups"]
+    ]
+    said = []
+    need = sum((group.get("volume_bytes") or 0) + (group.get("code_bytes") or 0) for group in done["groups"])
+    timed = any("basis" in group for group in done["groups"])
+    if timed:
+        said.append(
+            f"Times are estimates: one series per group was read, stored, encoded with an untrained model and certified "
+            f"on this machine, times the group's voxels. Training takes {duration(done['train_seconds'])} in all "
+            "(train.max_seconds)."
+        )
+        said += [f"{group['group']}: {group['basis']}" for group in done["groups"] if group["volume_bytes"] is None]
+    if timed and need > done["free_bytes"]:
+        said.append(
+            f"DISK: about {size(need)} are needed and {size(done['free_bytes'])} are free where the workspace lies: "
+            "choose another folder with -w, or make room."
+        )
+    said += [f"Suggestion: {text}." for text in done["suggestions"]]
+    if not done["groups"] and done["files"]:
+        said.append(
+            "No series was found that can be read: the reasons are below; check that SOURCE is the right folder."
+        )
+    return columns, rows, said
+
+
+def size(count: int | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "?"
+    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.0f} {units[0]}" if number >= 10 or units[0] == "B" else f"{number:.1f} {units[0]}"
+
+
+def duration(seconds: float | None) -> str:
+    """A duration for people."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def toml_text(sources: dict[str, str], survey: Survey, costs: dict[str, Cost], free: int) -> str:
     """A voxbook.toml with every setting: defaults commented out, each under its description."""
     lines = ["# voxbook.toml: what is not set here has the default shown. docs/configuration.md explains.", ""]
-    for group, (series, voxels) in groups.items():
-        lines.append(f"# found: group {group}, {series} series, {voxels / 1e6:.1f} million voxels")
+    lines += _found(survey, costs, free)
     lines += ["", *_fields(Settings, only_plain=True), "", "[sources]"]
-    lines += [f"{alias} = {json.dumps(path)}" for alias, path in sources.items()] or ['# ct = "/data/ct"']
+    lines += [f"{alias} = {json.dumps(path, ensure_ascii=False)}" for alias, path in sources.items()] or [
+        '# ct = "/data/ct"'
+    ]
     lines += _tables(Settings, "", "[{}]")
     lines += ["", "# A group of your own beside one per modality:", "# [groups.NAME]", *_fields(GroupSettings)]
+    for found in survey.groups:
+        lines += ["", f"# [groups.{found.group}]   # {found.series} series", f'# preset = "{found.preset}"']
     return "\n".join(lines) + "\n"
+
+
+def _found(survey: Survey, costs: dict[str, Cost], free: int) -> list[str]:
+    """What was found, as comments."""
+    if not survey.files:
+        return ["# No source was looked at: voxbook init SOURCE -w WS does."]
+    lines = [f"# Found in {survey.files:,} files ({size(survey.bytes)}); {size(free)} are free here:"]
+    for found in survey.groups:
+        facts = f"{found.series} series of {found.who}, {found.voxels / 1e6:,.1f} million voxels"
+        lines.append(f"#   {found.group}: {facts}, {size(found.source_bytes)} at the source; preset {found.preset}")
+        if cost := costs.get(found.group):
+            lines.append(
+                f"#     expected: volumes {size(cost.volume_bytes)}, codes at most {size(cost.code_bytes)}; "
+                f"ingest {duration(cost.ingest_seconds)}, encode {duration(cost.encode_seconds)}"
+            )
+            lines.append(f"#     basis: {cost.basis}")
+    lines += [f"#   refused: {code} {count}" for code, count in survey.refused.items()]
+    lines += [f"#   suggestion: {text}" for found in survey.groups for text in found.suggestions()]
+    return lines
 
 
 def _tables(section: type[BaseModel], above: str, header: str) -> list[str]:

@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from archive.catalog_schema import SeriesRow
 from archive.errors import StoreError
 from archive.groups import regroup
 from archive.settings import TrainSettings
 from archive.workspace import Workspace
-from flows.parameters import Group, Overrides, WorkspacePath, described
+from flows.artifacts import publish_model
+from flows.events import TRAINED, tell
+from flows.parameters import Group, Overrides, WorkspacePath
 from flows.recording import finish
-from tasks.stage import Outcome, call, open_stage
+from flows.staged import stage_flow, staged
+from model.config import PRESETS
+from tasks.stage import Outcome, call
 from tasks.train import follow_group, share_seconds, train_group
 
+Preset = Annotated[
+    Literal["configured", *PRESETS],  # type: ignore[valid-type]
+    Field(description="Kind and size of the model; configured: as voxbook.toml says, else by modality."),
+]
+Seconds = Annotated[
+    float, Field(ge=0, description="Seconds for all groups together; 0: train.max_seconds of voxbook.toml.")
+]
 
-@flow(name="train", flow_run_name="train {workspace}", persist_result=False)
-@described
-def train(workspace: WorkspacePath, group: Group = None, settings: Overrides = []) -> Outcome:
+
+@stage_flow("train")
+def train(
+    workspace: WorkspacePath,
+    group: Group = "",
+    preset: Preset = "configured",
+    max_seconds: Seconds = 0.0,
+    settings: Overrides = [],
+) -> Outcome:
     """Train a VQ-VAE for one group or for each; the first model of a group becomes its current one."""
-    with open_stage("train", workspace, settings) as stage:
+    extra = [f'train.preset="{preset}"'] if preset != "configured" else []
+    extra += [f"train.max_seconds={max_seconds}"] if max_seconds else []
+    with staged("train", workspace, [*settings, *extra]) as stage:
         regroup(stage.workspace)
-        rows = stage.catalog.series(group=group)
+        rows = stage.catalog.series(group=group or None)
         if not rows:
             raise StoreError("NOTHING_FOUND", "no volumes to train on", hint="voxbook ingest first")
         models = [call(train_group, stage, name, seconds) for name, seconds in _shares(rows, stage.settings.train)]
+        for model in models:
+            publish_model(stage, model)
+            if not model["unchanged"]:
+                tell(TRAINED, "model", model["model"], group=model["group"], psnr=model["psnr"])
         trained = [model for model in models if not model["unchanged"]]
         words = ", ".join(f"{model['group']} {model['psnr']:.1f} dB" for model in models)
-        verb = f"{len(trained)} models trained" if trained else "nothing new, every model is up to date"
+        verb = (
+            f"{len(trained)} {'model' if len(trained) == 1 else 'models'} trained"
+            if trained
+            else "nothing new, every model is up to date"
+        )
         return finish(
             Outcome(
                 verb="train",

@@ -22,16 +22,25 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     workspace: Workspace,
-    item: Annotated[str | None, typer.Argument(metavar="[SERIES|MODEL]", help="One series or model.")] = None,
+    item: Annotated[
+        str | None,
+        typer.Argument(metavar="[SERIES|MODEL|RUN|runs]", help="One series, model or run; runs: the last 20."),
+    ] = None,
     uid: Annotated[str | None, typer.Option("--uid", help="The series of an original UID (reads the linkage).")] = None,
     reveal: Annotated[
-        bool, typer.Option("--reveal", help="Show original UIDs and source; on a terminal only.")
+        bool,
+        typer.Option(
+            "--reveal",
+            help="Show original UIDs and files of a series, or the files behind a reason code; terminal only.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a workspace holds, or one series or model.
+    """Show what a workspace holds, or one series, model or run.
 
     Example: voxbook inspect -w ws 3f2a
+
+    Example: voxbook inspect -w ws runs
     """
     from flows import inspection
 

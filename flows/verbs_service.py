@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from flows import console
 from flows.options import Json, Workspace
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Runs at a time; others wait.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,19 +24,39 @@ def register(app: typer.Typer) -> None:
 def init(
     workspace: Workspace,
     sources: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE]...", help="Folders to look at.")] = None,
+    timed: Annotated[
+        bool, typer.Option("--time/--no-time", help="Time one series per group, for the expected hours.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Look at the data and write a commented voxbook.toml.
+    """Look at the data and write a commented voxbook.toml: groups, presets, expected bytes and hours here.
+
+    Nothing is ingested. Times are estimates from one series per group, read and encoded on this machine.
 
     Example: voxbook init /data/archive -w ws
     """
-    from flows.setup import initialise
+    from flows.setup import initialise, summary
+    from tasks.progress import Step
 
-    done = initialise(workspace, sources or [])
+    with console.progress_bars(quiet=as_json) as show:
+        done = initialise(
+            workspace,
+            sources or [],
+            timed=timed,
+            notice=None if show or as_json else console.notice,
+            progress=(lambda count, total: show(Step("look", count, total, "files"))) if show else None,
+        )
     if as_json:
         console.emit(done)
-    else:
-        sys.stdout.write(f"init: wrote {done['settings']}: {done['series']} series in {len(done['groups'])} groups\n")
+        return
+    columns, rows, said = summary(done)
+    if rows:
+        console.table(columns, rows)
+    console.say([*said, *([""] if said else [])])
+    if done["reasons"]:
+        console.reasons(done["reasons"])
+    sys.stdout.write(f"init: wrote {done['settings']}: {done['series']} series in {len(done['groups'])} groups\n")
+    sys.stdout.write("Next: read it, then voxbook ingest, train, encode with the same -w\n")
 
 
 def doctor(
@@ -83,15 +106,21 @@ def view(
 def up(
     workspace: Workspace,
     port: Annotated[int, typer.Option("--port", help="Port of the Prefect server on 127.0.0.1.")] = 4200,
+    limit: Limit = 1,
+    outgoing: Annotated[
+        bool, typer.Option("--outgoing", help="Let the server send requests to other machines (notifications).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a Prefect server on this machine and serve the deployments of a workspace.
+
+    Reports are served on the next port, so that links from the UI open them. Nothing leaves the machine.
 
     Example: voxbook up -w ws
     """
     from flows.server import start
 
-    done = start(workspace, port)
+    done = start(workspace, port, limit=limit, outgoing=outgoing)
     if as_json:
         console.emit(done)
     else:
@@ -112,11 +141,20 @@ def down(as_json: Json = False) -> None:
         sys.stdout.write(f"down: {ended} processes ended\n" if ended else "down: nothing was running\n")
 
 
-def serve(workspace: Workspace) -> None:
+def serve(
+    workspace: Workspace,
+    limit: Limit = 1,
+    reports_port: Annotated[
+        int | None,
+        typer.Option("--reports-port", min=0, max=65535, help="Serve reports on this port of 127.0.0.1; 0: any."),
+    ] = None,
+) -> None:
     """Serve the deployments of a workspace to the configured Prefect API, without a work pool, until interrupted.
 
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api voxbook serve -w ws
     """
+    if os.environ.get("PREFECT_LOGGING_LEVEL") == "WARNING":  # ours, for a terminal; runs log what they do
+        os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     from flows.deployments import serve_all
 
-    serve_all(workspace)
+    serve_all(workspace, limit, reports_port)

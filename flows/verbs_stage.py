@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from archive.errors import ConfigError
+from archive.errors import ConfigError, StoreError
 from flows import console
 from flows.options import Group, Json, Series, Set, Workspace
 
@@ -39,10 +39,10 @@ def ingest(
 
     if exclude and not sources:
         raise ConfigError("BAD_USAGE", "--exclude belongs to a SOURCE", hint="name the SOURCE again with its globs")
-    home = Home.open(workspace, settings, create=True)
     missing = [number for number, path in enumerate(sources or [], 1) if not path.exists()]
-    if missing:
+    if missing:  # before a workspace is made
         raise ConfigError("BAD_USAGE", f"SOURCE number {missing[0]} does not exist", hint="check the path")
+    home = Home.open(workspace, settings, create=True)
     before = {row.alias for row in home.catalog.sources()}
     aliases = [home.register_source(path, exclude=exclude or None) for path in sources or []]
     if set(aliases) - before:  # workers will be needed, and Prefect takes a second to import
@@ -64,6 +64,7 @@ def train(
     Example: voxbook train -w ws --group ct --set train.max_seconds=600
     """
     _known_preset(preset)
+    _known_group(workspace, group, settings)
     extra = [f'train.preset="{preset}"'] if preset else []
     parameters: dict[str, Any] = {"workspace": str(workspace), "group": group, "settings": [*settings, *extra]}
     if os.environ.get("RANK", "0") != "0":  # started by torchrun: the first rank runs the verb, the others help it
@@ -121,6 +122,7 @@ def select(
     from flows.select import select as flow
     from flows.select_report import show
 
+    _known_group(workspace, group, settings)
     with console.progress_bars():
         outcome = run_stage(
             flow,
@@ -166,6 +168,7 @@ def encode(
     """
     if profile not in (None, "exact", "fast"):
         raise ConfigError("BAD_USAGE", f"--profile is exact or fast, not {profile!r}")
+    _known_group(workspace, group, settings)
     _run(
         "encode",
         as_json,
@@ -295,6 +298,17 @@ def _run(verb: str, as_json: bool, **parameters: Any) -> None:
     with console.progress_bars():
         outcome = run_stage(flow, console.notice, **parameters)
     raise typer.Exit(console.show_outcome(outcome, as_json))
+
+
+def _known_group(workspace: Path, group: str | None, settings: list[str]) -> None:
+    if group is None:
+        return
+    from archive.workspace import Workspace as Home
+
+    home = Home.open(workspace, settings)
+    groups = sorted({row.group for row in home.catalog.series()} | home.settings.groups.keys())
+    if groups and group not in groups:
+        raise StoreError("NOT_FOUND", f"no group is called {group!r}", hint=f"this workspace has {', '.join(groups)}")
 
 
 def _known_preset(preset: str | None) -> None:

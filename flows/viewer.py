@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
+
 from archive.errors import ConfigError, VoxbookError, describe
 from archive.workspace import Workspace
-from flows.slices import Series, Wanted, draw
+from flows.slices import Series, Wanted
 
 logger = logging.getLogger("voxbook")
 
@@ -59,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_SECONDS
 
     def do_GET(self) -> None:
-        """The page, or one slice as PNG; 403 without the token or under a foreign Host (DNS rebinding)."""
+        """The page, or the values of one slice; 403 without the token or under a foreign Host (DNS rebinding)."""
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         given = query.get("token", "").encode()
@@ -88,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"400: no such slice\n")
             return
         try:
-            picture = draw(self.server.series, wanted)
+            picture = self.server.series.look(wanted)
         except VoxbookError as error:
             told = json.dumps({"error": error.code, "message": error.message, "hint": error.hint}).encode()
             self._send(HTTPStatus.CONFLICT, "application/json", told)
@@ -97,12 +99,17 @@ class Handler(BaseHTTPRequestHandler):
             told = json.dumps({"error": "UNEXPECTED", "message": describe(error), "hint": ""}).encode()
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", told)
         else:
-            about = {"X-Missing": str(picture.missing), "X-Range": f"{picture.low:.6g},{picture.high:.6g}"}
-            self._send(HTTPStatus.OK, "image/png", picture.png, about)
+            about = {
+                "X-Shape": ",".join(map(str, picture.values.shape)),
+                "X-Type": picture.values.dtype.name,
+                "X-Share": f"{picture.share:.4f}",
+            }
+            body = np.ascontiguousarray(picture.values, picture.values.dtype.newbyteorder("<"))
+            self._send(HTTPStatus.OK, "application/octet-stream", body.tobytes(), about)
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
         policy = (
-            f"default-src 'none'; img-src blob: data:; connect-src 'self'; script-src 'nonce-{self.server.nonce}'; "
+            f"default-src 'none'; img-src data:; connect-src 'self'; script-src 'nonce-{self.server.nonce}'; "
             f"style-src 'nonce-{self.server.nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         self.send_response(status)
@@ -145,6 +152,7 @@ def make_server(workspace: Workspace | Path | str, series: str, port: int = 0) -
 def view(workspace: Path, series: str, port: int, browse: bool, told: Any) -> None:
     """Serve until interrupted; `told(url, series)` is called when it answers."""
     server, url = make_server(workspace, series, port)
+    threading.Thread(target=server.series.warm, daemon=True).start()
     try:
         told(url, server.series.name)
         if browse:
@@ -161,8 +169,14 @@ def view(workspace: Path, series: str, port: int, browse: bool, told: Any) -> No
 def render(series: Series, token: str, nonce: str) -> bytes:
     """The page, self-contained."""
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
-    # autoescape, and `tojson` inside the script: figures and enums only, but whoever adds a field need not know that.
+    # autoescape, and `tojson` for the data: figures and enums only, but whoever adds a field need not know that.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = files("flows").joinpath("view.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text).render(about=series.about(), token=token, nonce=nonce).encode()
+    text, style, script = (
+        files("flows").joinpath(f"view.{kind}").read_text(encoding="utf-8") for kind in ("html.j2", "css", "js")
+    )
+    page = environment.from_string(text).render(
+        about=series.about(), token=token, nonce=nonce, style=Markup(style), script=Markup(script)
+    )
+    return page.encode()

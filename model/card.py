@@ -43,7 +43,8 @@ what a reader would need. The lossless volume tier is what counts.
 
 Measured as PSNR (peak 4,095 HU for CT after clipping to [-1024, 3071], 255 for 8 bits, else the 0.1 to 99.9 percentile
 range) and SSIM (window 7). Every encoded series carries a certificate of its own; this table only says what to expect.
-Images unlike those of the training come out worse, and nothing in the model warns of it: look at the certificate.
+Images unlike those of the training come out worse. The certificate says so: by its figures, and by `unlike` and
+`unlike_distances` (0: as in training, 1: nothing in common), for models that have tables of the entropy coder.
 
 Model id (sha256 of weights and config): `{name}`
 """

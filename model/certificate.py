@@ -38,7 +38,8 @@ class Certificate:
     sampled_by: what seeded their choice, empty where all were. Bits, perplexity and use are of all codes.
     rung: what a reader is given to pass the gate: codes, bounded (the layer of archive.bounded), or volume where nothing
     passes; rungs: each one tried, with levels, bytes and figures (model.ladder). unlike: Jensen-Shannon divergence in
-    bits, 0 to 1, of how often the codes occur here and in training, mean over levels; None for models without tables.
+    bits, 0 to 1, of how often the codes occur here and in training, mean over levels; unlike_distances: the same of how
+    far the latents lie from their codes (model.unlike). None for models whose tables do not say.
     """
 
     psnr: float
@@ -70,6 +71,7 @@ class Certificate:
     rung: str = "codes"
     rungs: tuple[dict[str, Any], ...] = ()
     unlike: float | None = None
+    unlike_distances: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

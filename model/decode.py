@@ -99,12 +99,30 @@ class Decoder:
     @property
     def together(self) -> int:
         """Neighbouring slices that cost as much to decode as one of them."""
+        first = self._plan[0].outer[0]
+        across = {(tile.spans[1].start, tile.spans[2].start) for tile in self._plan}
+        deep = (first.stop - first.start) * self.about.downsample[0]
+        return max(1, min(self.shape[-3], deep * max(1, self._batch // len(across))))
+
+    @cached_property
+    def cuts(self) -> tuple[list[int], list[int], list[int]]:
+        """Voxels along z, y, x where windows meet, both ends included: what lies between them costs least to decode."""
+        ends = [
+            sorted({min(tile.inner[axis].stop * d, size) for tile in self._plan} | {0})
+            for axis, (d, size) in enumerate(zip(self.about.downsample, self.shape[-3:], strict=True))
+        ]
+        deep, size = self.together, self.shape[-3]
+        if self._batch == 1:
+            return ends[0], ends[1], ends[2]
+        return [*range(0, size, deep), size], [0, ends[1][-1]], [0, ends[2][-1]]
+
+    @property
+    def _batch(self) -> int:
+        """Windows that go through the network at once."""
         shape = [
             (part.stop - part.start) * d for part, d in zip(self._plan[0].outer, self.about.downsample, strict=True)
         ]
-        across = {(tile.spans[1].start, tile.spans[2].start) for tile in self._plan}
-        batch = batch_size(self.model.device.type, math.prod(shape))
-        return max(1, min(self.shape[-3], shape[0] * max(1, batch // len(across))))
+        return batch_size(self.model.device.type, math.prod(shape))
 
     @cached_property
     def _plan(self) -> list[Tile]:
@@ -240,6 +258,12 @@ class DecodedVolume:
     def slab_values(self, start: int, stop: int) -> np.ndarray:
         """The same in `units`, float32."""
         return rescaled(self.slab(start, stop), self.attributes["slope"], self.attributes["intercept"], start)
+
+    @property
+    def cuts(self) -> tuple[list[int], list[int], list[int]]:
+        """Voxels along z, y, x, both ends included: a part between them costs as much to decode as any of its voxels."""
+        _, rows, columns = self.shape[-3:]
+        return (list(range(self.shape[-3] + 1)), [0, rows], [0, columns]) if self._bounded else self._decoder.cuts
 
     def read(self) -> Volume:
         """The whole series."""

@@ -19,6 +19,7 @@ from model.device import arithmetic, pick
 from model.quick import quick
 from model.source import as_source, channels
 from model.tiling import batch_size
+from model.unlike import BINS, binned, counted
 from model.vqvae import VQVAE
 from model.windows import Layout, Window, read_windows
 
@@ -40,12 +41,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a request: its codes and the volume as it was opened, or the error why there are none."""
+    """What became of a request: its codes and the volume as it was opened, or the error why there are none.
+
+    distances: int64 [L, bins], how far the latents lie from their codes (model.unlike).
+    """
 
     name: Hashable
     codes: Codes | None
     volume: Any = field(default=None, repr=False)
     error: Exception | None = None
+    distances: np.ndarray | None = field(default=None, repr=False)
 
 
 def encode_volume(
@@ -132,15 +137,17 @@ class _Work:
     layout: Layout | None = None
     mapping: intensity.Mapping | None = None
     array: np.ndarray | None = None  # uint16 [L, t, z, y, x]
+    distances: np.ndarray | None = None  # int64 [L, bins]
     left: int = 0
     error: Exception | None = None
 
-    def put(self, window: Window, codes: np.ndarray) -> None:
-        """Keep the inner part of the codes [L, z, y, x] of a window."""
-        assert self.array is not None  # it had a layout, else it had no window
+    def put(self, window: Window, codes: np.ndarray, bins: np.ndarray) -> None:
+        """Keep the inner part of the codes [L, z, y, x] of a window, and count that of their distances' bins."""
+        assert self.array is not None and self.distances is not None  # it had a layout, else it had no window
         z, y, x = window.tile.inner
         inside = window.tile.inside
         self.array[:, window.t, z, y, x] = codes[:, inside[0], inside[1], inside[2]]
+        self.distances += counted(bins[:, inside[0], inside[1], inside[2]])
 
     def result(self, model: VQVAE, profile: str, model_id: str) -> Encoded:
         """What became of it."""
@@ -162,7 +169,7 @@ class _Work:
             mapping=self.mapping.as_dict(),
             profile=profile,
         )
-        return Encoded(self.request.name, codes, self.volume)
+        return Encoded(self.request.name, codes, self.volume, distances=self.distances)
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,7 @@ def _pieces(model: VQVAE, requests: Iterable[Request], levels: int) -> Iterator[
             work.mapping = intensity.fit(source, model.config.intensity)
             work.layout = Layout.of(model, source)
             work.array = np.empty((levels, work.layout.frames, *work.layout.grid), np.uint16)
+            work.distances = np.zeros((levels, BINS), np.int64)
             work.left = work.layout.frames * len(work.layout.tiles)
             for window in read_windows(source, work.layout, work.mapping):
                 yield _Piece(work, window)  # `left` and `array` are the other thread's from here on
@@ -200,7 +208,7 @@ class _Network:
 
     def __init__(self, model: VQVAE, profile: str, levels: int) -> None:
         self.model, self.profile, self.levels = model, profile, levels
-        self.encode = quick(model).encode if profile == "fast" else model.encode
+        self.find = quick(model).find if profile == "fast" else model.find
 
     def batch(self, shape: tuple[int, ...]) -> int:
         """Windows [c, z, y, x] of this shape that go through together."""
@@ -212,7 +220,7 @@ class _Network:
         while groups:
             group = groups.pop(0)
             try:
-                found = self._codes([piece.window.voxels for piece in group if piece.window is not None])
+                found = self._found([piece.window.voxels for piece in group if piece.window is not None])
             except InputError as error:  # one of them has values that the network cannot stand
                 if len(group) > 1:
                     groups += [[piece] for piece in group]
@@ -221,22 +229,23 @@ class _Network:
             for number, piece in enumerate(group):
                 work = piece.work
                 if found is not None and piece.window is not None and work.error is None:
-                    work.put(piece.window, found[number])
+                    work.put(piece.window, found[0][number], found[1][number])
                 work.left -= 1
                 if work.left == 0:
                     yield work.result(self.model, self.profile, model_id)
 
-    def _codes(self, voxels: list[np.ndarray]) -> np.ndarray:
-        """Codes [B, L, z, y, x] of windows float32 [c, z, y, x]."""
+    def _found(self, voxels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [B, L, z, y, x] of windows float32 [c, z, y, x], and the bins of their distances."""
         shape = voxels[0].shape
         batch: Tensor = torch.zeros(self.batch(shape), *shape)
         for place, one in enumerate(voxels):
             batch[place] = torch.from_numpy(np.ascontiguousarray(one))
         flat = self.model.config.dims == 2
         with arithmetic(self.model.device, self.profile):
-            codes = self.encode((batch[:, :, 0] if flat else batch).to(self.model.device), self.levels)
-        found = codes[: len(voxels)].to(torch.int32).cpu().numpy()
-        return found[:, :, None] if flat else found
+            found = self.find((batch[:, :, 0] if flat else batch).to(self.model.device), self.levels)
+        codes = found.codes[: len(voxels)].to(torch.int32).cpu().numpy()
+        bins = binned(found.squares[: len(voxels)]).cpu().numpy()
+        return (codes[:, :, None], bins[:, :, None]) if flat else (codes, bins)
 
 
 def _bytes(piece: _Piece) -> int:

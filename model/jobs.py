@@ -25,6 +25,7 @@ from archive.volume import Volume
 from archive.volumes import StoredVolume
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the driver sends jobs without it
+    from model.encode import Encoded
     from model.vqvae import VQVAE
 
 logger = logging.getLogger("voxbook")
@@ -95,7 +96,7 @@ def _encode_all(jobs: Sequence[EncodeJob]) -> Iterator[EncodeRecord]:
         model_id=first.model,
         ahead_bytes=first.memory_bytes // 2,
     )
-    storing: deque[tuple[EncodeJob, Any, Future[tuple[Committed, Codes]]]] = deque()
+    storing: deque[tuple[EncodeJob, Encoded, Future[tuple[Committed, Codes]]]] = deque()
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="store-codes") as writers:
         try:
             for item in encoded:
@@ -103,8 +104,8 @@ def _encode_all(jobs: Sequence[EncodeJob]) -> Iterator[EncodeRecord]:
                 if item.codes is None:
                     yield _refused(job, item.error)
                     continue
-                storing.append((job, item.volume, writers.submit(_store, item.codes, job)))
-                held = sum(volume.voxels.nbytes for _, volume, _ in storing if isinstance(volume, Volume))
+                storing.append((job, item, writers.submit(_store, item.codes, job)))
+                held = sum(one.volume.voxels.nbytes for _, one, _ in storing if isinstance(one.volume, Volume))
                 while storing and (storing[0][2].done() or len(storing) > WRITERS or held > first.memory_bytes // 2):
                     held = 0  # one at a time is enough: the next series adds one
                     yield _certified(model, *storing.popleft())
@@ -126,9 +127,13 @@ def _store(codes: Codes, job: EncodeJob) -> tuple[Committed, Codes]:
     return code_store.write(codes, job.codes, job.series), codes
 
 
-def _certified(model: VQVAE, job: EncodeJob, volume: Any, stored: Future[tuple[Committed, Codes]]) -> EncodeRecord:
+def _certified(model: VQVAE, job: EncodeJob, item: Encoded, stored: Future[tuple[Committed, Codes]]) -> EncodeRecord:
     from model.ladder import climb
+    from model.metrics import histogram
     from model.source import as_source
+    from model.unlike import unlike
+
+    volume = item.volume
 
     def store(codes: Codes, max_error: float | None) -> tuple[Committed, Codes]:
         committed = code_store.write(codes, job.codes, job.series, as_source(volume), max_error)
@@ -145,7 +150,9 @@ def _certified(model: VQVAE, job: EncodeJob, volume: Any, stored: Future[tuple[C
             sample=sample_of(job.certify, job.certify_slices, model.device.type),
             seed=f"{job.series} {job.source_version}",
         )
-        certificate = replace(found.certificate, unlike=_unlike(job, found.codes))
+        counts = histogram(found.codes.array, found.codes.codebook_size)
+        score = unlike(counts, item.distances, tables.of_model(job.models, job.model))
+        certificate = replace(found.certificate, unlike=score.codes, unlike_distances=score.distances)
     except Exception as error:
         return _refused(job, error)
     return EncodeRecord(job, found.committed, certificate.as_dict())
@@ -155,19 +162,6 @@ def _dropped(folder: Path) -> None:
     """Remove a version that no row names; what stays of it is an orphan, which gc removes."""
     with suppress(OSError):
         remove_tree(folder)
-
-
-def _unlike(job: EncodeJob, codes: Codes) -> float | None:
-    """How unlike training the codes are used here; None where the model has no tables that say how they were there."""
-    from archive.integers import STEPS
-    from model.metrics import divergence, histogram
-
-    known = tables.of_model(job.models, job.model)
-    if known is None:
-        return None
-    counts = histogram(codes.array, codes.codebook_size)
-    parts = [divergence(level, 2.0 ** (prior / STEPS)) for level, prior in zip(counts, known.priors, strict=False)]
-    return sum(parts) / len(parts)
 
 
 def sample_of(certify: str, slices: int, device: str) -> int | None:

@@ -36,6 +36,15 @@ class Quantized:
     finite: bool
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search gives. codes: int64 [B, L, *grid], coarse level first; squares: float32 of that shape, squared
+    distance of what the levels before left over to its code."""
+
+    codes: Tensor
+    squares: Tensor
+
+
 class Quantizer(nn.Module):
     """`levels` codebooks of `size` codes in `dim` dimensions; each codes what the ones before left over.
 
@@ -116,7 +125,11 @@ class Quantizer(nn.Module):
         return (left - chosen.detach()).square()
 
     def encode(self, latents: Tensor, levels: int | None = None) -> Tensor:
-        """Codes int64 [B, L, *grid] of latents [B, d, *grid], searched in float32 whatever autocast says.
+        """Codes int64 [B, L, *grid] of latents [B, d, *grid]; as `find`."""
+        return self.find(latents, levels).codes
+
+    def find(self, latents: Tensor, levels: int | None = None) -> Found:
+        """Codes of latents [B, d, *grid] and how far those lie from them, searched in float32 whatever autocast says.
 
         Raises InputError NON_FINITE.
         """
@@ -125,12 +138,14 @@ class Quantizer(nn.Module):
             if not torch.isfinite(rows).all():
                 raise InputError("NON_FINITE", "the encoder gave values that are not finite")
             rows = rows - self.centre
-            found = []
+            codes, squares = [], []
             for level in range(levels or self.levels):
                 index = self.search(rows, level)
-                found.append(index)
                 rows = rows - self.table(level)[index]
-            return torch.stack(found, 1).unflatten(0, grid).movedim(-1, 1)
+                codes.append(index)
+                squares.append(rows.square().sum(1))
+            parts = (torch.stack(part, 1).unflatten(0, grid).movedim(-1, 1) for part in (codes, squares))
+            return Found(*parts)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents float32 [B, d, *grid] of codes [B, L, *grid]; L may be a prefix of the levels."""

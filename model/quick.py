@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.quantize import Found
 from model.vqvae import VQVAE
 
 _made: weakref.WeakKeyDictionary[VQVAE, Quick] = weakref.WeakKeyDictionary()
@@ -26,8 +27,8 @@ class Quick:
         if model.device.type == "cuda":
             self.encoder = torch.compile(self.encoder, dynamic=False)
 
-    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
-        """Codes int64 [B, L, *grid] of [B, C, *size], under the caller's autocast; the search is in float32."""
+    def find(self, x: Tensor, levels: int | None = None) -> Found:
+        """As VQVAE.find, under the caller's autocast; the search is in float32."""
         x = x.contiguous(memory_format=self.layout)
         try:
             latents = self.encoder(x)
@@ -37,7 +38,7 @@ class Quick:
             self.encoder = self.plain  # no compiler on this machine
             latents = self.encoder(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.quantizer.encode(latents.float(), levels)
+            return self.quantizer.find(latents.float(), levels)
 
 
 def quick(model: VQVAE) -> Quick:

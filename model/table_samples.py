@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from model.intensity import Mapping
 from model.source import Source, channel_slab
+from model.unlike import BINS, binned, counted
 from model.vqvae import VQVAE
 
 DEPTH = 12  # rows of the code grid in a sample
@@ -27,10 +29,18 @@ MOST, TIMES = 2**20, 10  # codes, and codes for each code that the series themse
 LEAST = 4096
 
 
-def table_codes(
+@dataclass(frozen=True)
+class Samples:
+    """codes: uint16 [L, z, y, x] each. distances: int64 [L, bins], how far their latents lie from them (model.unlike)."""
+
+    codes: list[np.ndarray]
+    distances: np.ndarray
+
+
+def table_samples(
     model: VQVAE, sources: Sequence[Source], mappings: Sequence[Mapping], seed: int, deadline: float
-) -> list[np.ndarray]:
-    """Codes uint16 [L, z, y, x] of samples of the sources, as many as TIMES and MOST allow; at least one.
+) -> Samples:
+    """Samples of the sources, as many codes as TIMES and MOST allow; at least one.
 
     deadline: time.monotonic() when to stop. Which samples come depends on the seed alone, how many on the deadline too.
     """
@@ -38,14 +48,16 @@ def table_codes(
     voxels = np.array([float(source.slices * math.prod(source.shape[-2:])) for source in sources])
     wanted = min(MOST, max(LEAST, TIMES * voxels.sum() / cell))
     found: list[np.ndarray] = []
+    distances = np.zeros((model.config.levels, BINS), np.int64)
     total = 0
     while not found or (total < wanted and time.monotonic() < deadline):
         rng = np.random.default_rng([seed, 11, len(found)])
         index = int(rng.choice(len(sources), p=voxels**0.3 / (voxels**0.3).sum()))
-        codes = _encoded(model, _sample(sources[index], mappings[index], model, rng))
+        codes, bins = _encoded(model, _sample(sources[index], mappings[index], model, rng))
+        distances += counted(bins)
         found.append(codes)
         total += codes[0].size
-    return found
+    return Samples(found, distances)
 
 
 def _sample(source: Source, mapping: Mapping, model: VQVAE, rng: np.random.Generator) -> np.ndarray:
@@ -82,8 +94,12 @@ def _sample(source: Source, mapping: Mapping, model: VQVAE, rng: np.random.Gener
 
 
 @torch.inference_mode()
-def _encoded(model: VQVAE, sample: np.ndarray) -> np.ndarray:
+def _encoded(model: VQVAE, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint16 [L, z, y, x] and the bins of their distances."""
     two = model.config.dims == 2
     batch = torch.from_numpy(np.ascontiguousarray(np.moveaxis(sample, 0, 1) if two else sample[None]))
-    codes = model.encode(batch.to(model.device)).cpu().numpy()  # [B, L, (z), y, x]
-    return (np.moveaxis(codes, 0, 1) if two else codes[0]).astype(np.uint16)
+    found = model.find(batch.to(model.device))
+    codes, bins = found.codes.cpu().numpy(), binned(found.squares).cpu().numpy()  # [B, L, (z), y, x]
+    if two:
+        return np.moveaxis(codes, 0, 1).astype(np.uint16), np.moveaxis(bins, 0, 1)
+    return codes[0].astype(np.uint16), bins[0]

@@ -50,11 +50,13 @@ def fit(
     *,
     steps: int | None = None,
     deadline: float | None = None,
+    distances: np.ndarray | None = None,
 ) -> bytes:
     """Bytes of the tables file for a model, from codes uint16 [L, z, y, x] of what it was trained on.
 
     steps: none: they follow from the number of codes, so equal codes give equal tables (for equal threads). deadline:
-    time.monotonic() when to be done: then the clock decides. The caller's random state is left as it was.
+    time.monotonic() when to be done: then the clock decides. distances: of the latents of those codes (model.unlike),
+    kept beside. The caller's random state is left as it was.
     """
     ends = time.monotonic() if deadline is None else deadline
     began, levels = time.monotonic(), model.config.levels
@@ -69,7 +71,7 @@ def fit(
             samples = _samples(codes, level, size, np.random.default_rng(seed))
             last = math.inf if deadline is None else began + (ends - began) * (level + 1) / levels
             networks.append(_fit(samples, vectors, priors[-1], level > 0, steps, last))
-    return tables.to_bytes(np.stack(priors), tuple(networks))
+    return tables.to_bytes(np.stack(priors), tuple(networks), distances)
 
 
 def _samples(codes: list[np.ndarray], level: int, size: int, rng: np.random.Generator) -> _Samples:

@@ -32,7 +32,7 @@ from model.metrics import perplexity, psnr, use
 from model.outcome import TrainResult
 from model.patches import PatchSampler
 from model.source import as_source
-from model.table_samples import table_codes
+from model.table_samples import table_samples
 from model.tables import fit as fit_tables
 from model.validation import EarlyStop, held_out
 from model.vqvae import VQVAE, Output
@@ -187,8 +187,8 @@ class _Training:
         """Of the entropy coder, from the series learned from; repeatable where the steps are given."""
         now, left = time.monotonic(), max(1.0, 0.6 * self.budget.left())
         half, ends = (now + 0.4 * left, now + left) if self.budget.by_clock else (math.inf, None)
-        codes = table_codes(model, self.sampler.sources, self.sampler.mappings, self.config.seed, half)
-        return fit_tables(model, codes, self.config.seed, deadline=ends)
+        found = table_samples(model, self.sampler.sources, self.sampler.mappings, self.config.seed, half)
+        return fit_tables(model, found.codes, self.config.seed, deadline=ends, distances=found.distances)
 
     def _batches(self, stop: threading.Event) -> Iterator[list[Tensor]]:
         """The batches of one step after the other, on the device."""

@@ -26,7 +26,7 @@ from model.layers import (
     reach_back,
 )
 from model.loss import Loss, measure
-from model.quantize import LearnedQuantizer, Quantizer, ResidualQuantizer
+from model.quantize import Found, LearnedQuantizer, Quantizer, ResidualQuantizer
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,11 @@ class VQVAE(nn.Module):
 
     def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
         """Codes int64 [B, L, *grid] of [B, C, *size]; raises InputError NON_FINITE."""
-        return self.quantizer.encode(self.encoder(x), levels)
+        return self.find(x, levels).codes
+
+    def find(self, x: Tensor, levels: int | None = None) -> Found:
+        """Codes of [B, C, *size], and how far the latents lie from them; raises InputError NON_FINITE."""
+        return self.quantizer.find(self.encoder(x), levels)
 
     def decode(self, codes: Tensor, levels: int | None = None) -> Tensor:
         """[B, C, *size] float of codes [B, L, *grid]; levels: use only the first so many."""

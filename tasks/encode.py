@@ -107,7 +107,9 @@ def encode_group(
     todo = [job for job in planned if f"series:{job.series}" in granted]
     stage.leases.release(granted - {f"series:{job.series}" for job in todo})
     counts = EncodeCounts(series=len(rows), unchanged=len(rows) - leased - len(todo), leased=leased)
-    done_voxels, all_voxels = 0, sum(job.voxels for job in todo)
+    done_series, done_voxels, all_voxels = 0, 0, sum(job.voxels for job in todo)
+    if todo:
+        advance(f"encode {group}", 0, all_voxels, "voxels", f"0 of {len(todo)} series")
     batches = batches_by_size(todo, _voxels, stage.settings.encode.batch_voxels, stage.cluster.workers)
     for done in stage.cluster.run(encode_batch, batches):
         records = done.result
@@ -123,7 +125,8 @@ def encode_group(
             counts += EncodeCounts(unchanged=1) if record.job.series in lost else _count(record)
             stage.reasons.update(_reasons(record))
             done_voxels += record.job.voxels
-        advance(f"encode {group}", done_voxels, all_voxels, "voxels")
+        done_series += len(records)
+        advance(f"encode {group}", done_voxels, all_voxels, "voxels", f"{done_series} of {len(todo)} series")
     return counts
 
 

@@ -1,21 +1,32 @@
-"""Pictures for the report: original, decoded and their difference, side by side, as PNG."""
+"""Pictures for the report: original, decoded and their difference in three planes, side by side, under a window."""
 
 from __future__ import annotations
 
+import base64
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from archive.geometry import Geometry
+from archive.planes import Plane, planes_of
+
 GAP = 6
-LEAST_HEIGHT, MOST_HEIGHT = 128, 384
+SIDE = 256  # pixels of the longer side of a panel
+QUALITY = 90  # WebP: a page with 20 series in three planes and up to three windows stays under 15 MiB
+SLAB = 32  # slices in memory at once
+MOST_VOXELS = (
+    2**26
+)  # of a time point from which on only the plane of acquisition is shown: the others cost a whole decode
 
 
 @dataclass(frozen=True)
 class Window:
     """How values become grey: from low (black) to high (white), or the other way round."""
 
+    name: str
     low: float
     high: float
     inverse: bool = False
@@ -26,62 +37,100 @@ class Window:
         return np.rint(255 * (1 - share if self.inverse else share)).astype(np.uint8)
 
 
-SOFT_TISSUE, LUNG = Window(-160, 240), Window(-1250, 250)
+SOFT_TISSUE = Window("soft tissue", -160, 240)
+LUNG = Window("lung", -1350, 150)
+BONE = Window("bone", -770, 1730)
 
 
-def windows_of(original: np.ndarray, modality: str) -> tuple[Window, ...]:
-    """The windows a reader would choose: CT soft tissue, and lung where there is lung; MR percentiles;
-    PET inverse grey."""
+def windows_of(values: np.ndarray, modality: str) -> tuple[Window, ...]:
+    """The windows a reader would choose: CT soft tissue, lung and bone where there is any; PET inverse; percentiles."""
     if modality == "CT":
-        lung = np.mean((original > -950) & (original < -600)) > 0.04
-        return (SOFT_TISSUE, LUNG) if lung else (SOFT_TISSUE,)
-    low, high = (float(value) for value in np.percentile(original, (0.5, 99.5)))
+        lung = np.mean((values > -950) & (values < -600)) > 0.04
+        bone = np.mean(values > 300) > 0.01
+        return (SOFT_TISSUE, *(LUNG,) * bool(lung), *(BONE,) * bool(bone))
+    low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
     if modality == "PT":
-        return (Window(0.0, max(high, 1e-6), inverse=True),)
-    return (Window(low, high if high > low else low + 1),)
+        return (Window("inverse grey", 0.0, max(high, 1e-6), inverse=True),)
+    return (Window("0.5 to 99.5 %", low, high if high > low else low + 1),)
 
 
-def triptych(original: np.ndarray, decoded: np.ndarray, modality: str) -> bytes:
-    """PNG of original, decoded and difference, left to right; one row for each window of the modality.
+def figures(original: Any, decoded: Any, modality: str) -> list[dict[str, Any]]:
+    """The middle of each plane under each window: [{"window", "planes": [{"plane", "picture"}]}], WebP in base64.
 
-    original, decoded: float32 [y, x], or [3, y, x] for colour (0 to 255), in the volume's units. The difference is
-    grey where nothing differs, amplified so that a tenth of the window (or its largest value) is full black or white.
+    original, decoded: StoredVolume and DecodedVolume of one series. Of a series over time the middle time point is
+    shown, of one with more than 33 M voxels in it the plane of acquisition alone.
     """
-    if original.ndim == 3:
-        rows = [_row(original.mean(0), decoded.mean(0), Window(0, 255), colour=(original, decoded))]
-    else:
-        rows = [_row(original, decoded, window) for window in windows_of(original, modality)]
-    picture = Image.fromarray(np.concatenate([rows[0], *(part for row in rows[1:] for part in (_gap(row), row))]))
+    geometry: Geometry = original.geometry
+    planes = planes_of(geometry)
+    if np.prod(geometry.shape) > MOST_VOXELS:
+        planes = {name: plane for name, plane in planes.items() if plane.axis == 0} or planes
+    seen, given = _middles(original, planes), _middles(decoded, planes)
+    pairs = {name: (seen[name], given[name]) for name in planes}
+    sizes = {name: _size(geometry, plane) for name, plane in planes.items()}
+    colour = "c" in original.axes
+    whole = np.concatenate([pair[0].ravel() for pair in pairs.values()])
+    windows = (Window("8 bit", 0, 255),) if colour else windows_of(whole, modality)
+    return [
+        {
+            "window": window.name,
+            "planes": [
+                {"plane": name, "picture": base64.b64encode(triptych(*pairs[name], window, sizes[name])).decode()}
+                for name in planes
+            ],
+        }
+        for window in windows
+    ]
+
+
+def triptych(original: np.ndarray, decoded: np.ndarray, window: Window, size: tuple[int, int]) -> bytes:
+    """WebP of original, decoded and difference, left to right, each `size` (width, height).
+
+    original, decoded: float32 [y, x], or [y, x, 3] for colour. The difference is grey where nothing differs; a tenth of
+    the window is full black or white.
+    """
+    reach = (window.high - window.low) / 10
+    difference = Window("", -reach, reach).apply(decoded - original)
+    if difference.ndim == 3:
+        difference = difference.mean(-1).astype(np.uint8)
+    panels = [_rgb(window.apply(original)), _rgb(window.apply(decoded)), _rgb(difference)]
+    sheet = Image.new("RGB", (3 * size[0] + 2 * GAP, size[1]))
+    for place, panel in enumerate(panels):
+        larger = size[0] >= panel.shape[1]
+        method = Image.Resampling.NEAREST if larger and size[0] >= 3 * panel.shape[1] else Image.Resampling.BOX
+        sheet.paste(Image.fromarray(panel).resize(size, method), (place * (size[0] + GAP), 0))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "WEBP", quality=QUALITY, method=4)
     return buffer.getvalue()
 
 
-def _row(
-    original: np.ndarray, decoded: np.ndarray, window: Window, colour: tuple[np.ndarray, np.ndarray] | None = None
-) -> np.ndarray:
-    reach = (window.high - window.low) / 10
-    difference = Window(-reach, reach).apply(decoded - original)
-    panels = [
-        np.repeat(panel[..., None], 3, -1) for panel in (window.apply(original), window.apply(decoded), difference)
-    ]
-    if colour is not None:
-        panels[:2] = [np.moveaxis(np.clip(np.rint(part), 0, 255).astype(np.uint8), 0, -1) for part in colour]
-    panels = [_sized(panel) for panel in panels]
-    gap = np.zeros((panels[0].shape[0], GAP, 3), np.uint8)
-    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+def _middles(source: Any, planes: dict[str, Plane]) -> dict[str, np.ndarray]:
+    """Values in units of the middle of each plane as a reader sees it: float32 [y, x] or [y, x, 3]; one pass at most."""
+    shape = source.geometry.shape
+    first = (source.shape[0] // 2 if source.axes.startswith("t") else 0) * shape[0]
+    middle = shape[0] // 2
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in planes}
+    across = any(plane.axis for plane in planes.values())
+    for at in range(0, shape[0], SLAB) if across else (middle,):
+        stop = min(at + SLAB, shape[0]) if across else at + 1
+        slab = source.slab_values(first + at, first + stop)  # [n, (c), y, x]
+        slab = np.moveaxis(slab, 1, -1) if "c" in source.axes else slab[..., None]
+        for name, plane in planes.items():
+            if plane.axis:
+                half = shape[plane.axis] // 2
+                parts[name].append(slab.take([half], axis=plane.axis))
+            elif at <= middle < stop:
+                parts[name].append(slab[middle - at : middle - at + 1])
+    laid = {name: plane.lay(np.concatenate(parts[name])) for name, plane in planes.items()}
+    return {name: picture if picture.shape[-1] == 3 else picture[..., 0] for name, picture in laid.items()}
 
 
-def _gap(row: np.ndarray) -> np.ndarray:
-    return np.zeros((GAP, *row.shape[1:]), np.uint8)
+def _size(geometry: Geometry, plane: Plane) -> tuple[int, int]:
+    """Width and height in pixels, true to millimetres."""
+    wide = geometry.shape[plane.columns] * geometry.spacing_mm[plane.columns]
+    tall = geometry.shape[plane.rows] * geometry.spacing_mm[plane.rows]
+    scale = SIDE / max(wide, tall)
+    return max(8, round(wide * scale)), max(8, round(tall * scale))
 
 
-def _sized(panel: np.ndarray) -> np.ndarray:
-    """Small images enlarged by whole factors, large ones reduced: readable, and a page of modest size."""
-    longest = max(panel.shape[:2])
-    if longest > MOST_HEIGHT:
-        scale = MOST_HEIGHT / longest
-        size = (max(1, round(panel.shape[1] * scale)), max(1, round(panel.shape[0] * scale)))
-        return np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.BOX))
-    factor = max(1, LEAST_HEIGHT // longest)
-    return panel.repeat(factor, axis=0).repeat(factor, axis=1)
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, -1)

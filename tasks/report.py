@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import datetime
 import importlib.metadata
@@ -20,13 +19,14 @@ from archive.codes import StoredCodes
 from archive.errors import REASONS, MismatchError, StoreError
 from archive.volumes import StoredVolume
 from model.bundle import load
-from model.decode import decode_codes
-from tasks.figures import triptych
+from model.decode import DecodedVolume
+from tasks.figures import figures
+from tasks.report_changes import changes, last_report
 from tasks.stage import Stage, recorded
 
 logger = logging.getLogger("voxbook")
 
-WORST = 12
+WORST = 20
 PACKAGES = ("prefect", "dask", "distributed", "torch", "zarr", "pydicom", "nibabel", "numpy", "sqlalchemy")
 
 
@@ -42,7 +42,7 @@ def gather(stage: Stage) -> dict[str, Any]:
     stored = [*stage.catalog.volumes_stored(), *stage.catalog.codes_stored()]
     damage = collections.Counter(version.damage for version in stored)
     gates = {name: stage.settings.gate_of(name).model_dump(exclude_none=True) for name in {row.group for row in rows}}
-    return {
+    report: dict[str, Any] = {
         "title": "voxbook report",
         "workspace": stage.workspace.root.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -76,36 +76,30 @@ def gather(stage: Stage) -> dict[str, Any]:
         "settings": stage.settings.model_dump(mode="json", exclude={"sources", "database", "linkage"}),
         "versions": versions(),
     }
+    report["changes"] = changes(last_report(stage.workspace.reports, stage.run), report)
+    return report
 
 
 @recorded("figures")
 def gather_figures(stage: Stage, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Original, decoded and difference of the middle slice of the worst series, by PSNR, as PNG in base64."""
-
+    """The worst series with their pictures: those below the gate first, then by PSNR."""
     measured = [entry for entry in data["series"] if entry["psnr"] is not None]
-    worst = sorted(measured, key=lambda entry: entry["psnr"])[:WORST]
-    return [{**entry, "figure": _figure(stage, entry["series"])} for entry in worst]
+    worst = sorted(measured, key=lambda entry: (entry["state"] != "quality_failed", entry["psnr"]))[:WORST]
+    return [{**entry, "figures": _figures(stage, entry["series"])} for entry in worst]
 
 
-def _figure(stage: Stage, series: str) -> str | None:
-    """PNG in base64; None where the stores are damaged, which the report says elsewhere."""
-    try:
-        return base64.b64encode(triptych(*slices(stage, series))).decode()
-    except (StoreError, MismatchError) as error:
-        logger.warning("series %s has no picture: %s", series, error.code)
-        return None
-
-
-def slices(stage: Stage, series: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """The middle slice of a series as float32 [y, x] or [3, y, x]: original, decoded, and its modality."""
+def _figures(stage: Stage, series: str) -> list[dict[str, Any]]:
+    """tasks.figures.figures of a series; empty where the stores are damaged, which the report says elsewhere."""
     row = stage.catalog.one(series)
     workspace = stage.workspace
-    original = StoredVolume(workspace.volumes / row.series / row.volume_version)
-    codes = StoredCodes(workspace.codes / row.series / row.codes_version).read()
-    decoded = decode_codes(load(workspace.models / codes.model, codes.model), codes)
-    middle = original.slices // 2
-    values = decoded.values().reshape(-1, *original.slab_values(middle, middle + 1).shape[1:])
-    return original.slab_values(middle, middle + 1)[0], values[middle], row.modality
+    try:
+        original = StoredVolume(workspace.volumes / row.series / (row.volume_version or ""))
+        codes = StoredCodes(workspace.codes / row.series / (row.codes_version or ""))
+        model = codes.attributes["model"]
+        return figures(original, DecodedVolume(load(workspace.models / model, model), codes), row.modality)
+    except (StoreError, MismatchError) as error:
+        logger.warning("series %s has no picture: %s", series, error.code)
+        return []
 
 
 def _series(row: SeriesRow, certificate: CertificateRow | None) -> dict[str, Any]:
@@ -121,6 +115,9 @@ def _series(row: SeriesRow, certificate: CertificateRow | None) -> dict[str, Any
         "bits_per_voxel_disk": data.get("bits_per_voxel", {}).get("disk"),
         "max_error": data.get("max_error"),
         "units": row.units,
+        "rung": data.get("rung"),
+        "unlike": data.get("unlike"),
+        "codebook_use": data.get("codebook_use"),
         "reasons": data.get("reasons", []) or ([row.reason] if row.reason else []),
     }
 
@@ -141,6 +138,10 @@ def _group(rows: list[SeriesRow], certificates: dict[str, CertificateRow], name:
         "bits_per_voxel_entropy": _mean([entry["entropy"] for entry in bits]),
         "bits_per_voxel_disk": _mean([entry["disk"] for entry in bits]),
         "ratio": _mean([entry["ratio"] for entry in data]),
+        "modalities": sorted({row.modality for row in rows}),
+        "codebook_use": _mean([entry["codebook_use"] for entry in data]),
+        "perplexity": [_mean(list(level)) for level in zip(*(entry["perplexity"] for entry in data), strict=False)],
+        "rungs": dict(collections.Counter(entry.get("rung", "codes") for entry in data)),
         "passed": sum(bool(entry["passed"]) for entry in data),
         "failed": sum(not entry["passed"] for entry in data),
         "gate": gate,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from archive.catalog_schema import now
 from archive.errors import VoxbookError
 from archive.leases import Leases
 from archive.settings import Settings
@@ -20,6 +21,9 @@ from archive.workspace import Workspace
 from tasks.cluster import Cluster, open_cluster
 
 logger = logging.getLogger("voxbook")
+
+# What ends a run without being an error: by the names of Prefect's signals, which nothing here imports.
+ENDED = {"Pause": "suspended", "TerminationSignal": "cancelled", "KeyboardInterrupt": "interrupted"}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -63,6 +67,7 @@ class Stage:
         self.leases = leases
         self.cluster = cluster
         self.started = time.monotonic()
+        self.began = now()
         self.reasons: collections.Counter[str] = collections.Counter()
         self.counts: dict[str, float] = {}  # what the runs table and the report show of it
         self.state = "completed"
@@ -102,7 +107,8 @@ def open_stage(verb: str, root: str | Path, overrides: Sequence[str] = (), *, cr
         raise
     except BaseException as error:
         # The type alone: a message of another library may hold a path or a name.
-        catalog.end_run(run, "failed", {"error": type(error).__name__})
+        name = type(error).__name__
+        catalog.end_run(run, ENDED.get(name, "failed"), {"error": name})
         raise
     else:
         catalog.end_run(run, stage.state, {**stage.counts, "seconds": stage.seconds, "reasons": dict(stage.reasons)})

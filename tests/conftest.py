@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["VOXBOOK_KEY"] = "a key for tests that protects nothing"
 os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
 os.environ.pop("PREFECT_API_URL", None)

@@ -113,7 +113,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("name", ["zarr.json", "c/0/0/0/0"])
+@pytest.mark.parametrize("name", ["zarr.json", "c.0.0.0.0"])
 def test_damage_is_a_store_error(tmp_path, kind, name):
     damage, code = DAMAGE[kind]
     found = stored(store_samples.codes(store_samples.volume()), tmp_path)
@@ -127,7 +127,7 @@ def test_a_chunk_that_was_never_written_shows(tmp_path):
     found = stored(store_samples.codes(store_samples.volume()), tmp_path)
     assert found.array.fill_value == store.FILL
     shards.write_parts(tmp_path / "hole", [None])
-    (tmp_path / "hole").replace(found.folder / "c/0/0/0/0")
+    (tmp_path / "hole").replace(found.folder / "c.0.0.0.0")
     with pytest.raises(StoreError) as caught:
         found.read()
     assert caught.value.code == "MISSING"
@@ -149,7 +149,7 @@ def test_zarr_reads_the_same_codes_and_writes_no_illegal_one(tmp_path, monkeypat
 def test_codes_of_another_format_are_named(tmp_path):
     found = stored(store_samples.codes(store_samples.volume()), tmp_path)
     path = found.folder / "zarr.json"
-    path.write_text(path.read_text().replace('"format":2', '"format":1'))
+    path.write_text(path.read_text().replace('"format":3', '"format":2'))
     with pytest.raises(StoreError) as caught:
         found.read()
     assert caught.value.code == "SCHEMA"

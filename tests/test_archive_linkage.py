@@ -175,3 +175,25 @@ def test_a_folder_keeps_its_origin_under_another_alias_and_no_other_folder_gets_
     linkage.register("d", "/d")
     linkage.register("d", "/moved")  # the same source, mounted elsewhere
     assert linkage.origin("d") == "d"
+
+
+def test_refused_files_are_found_by_their_reason(linkage):
+    alone = FileEntry("x/note.dcm", 1, 2, 3, "refused", "NOT_DICOM").filed()
+    groups = [entry("a/1.dcm", 5), entry("a/2.dcm", 5), entry("b/1.dcm", 6), entry("c/1.dcm", 7)]
+    linkage.save_entries("src", [alone, *(one.filed() for one in groups)])
+    gap = Finding("MISSING_SLICE", "series", "k" * 32, 2, "CT")
+    cut = Finding("TRUNCATED", "series", "l" * 32, 1, "CT")
+    planned = PlannedSeries("s" * 32, "mark", refused=cut)
+    linkage.save_outcomes(
+        "src",
+        "settings",
+        [
+            GroupOutcome(f"d:{UID}.5", (), (gap,)),
+            GroupOutcome(f"d:{UID}.6", (planned,)),
+            GroupOutcome(f"d:{UID}.7", (PlannedSeries("t" * 32, "mark"),)),
+        ],
+    )
+    assert linkage.refused("NOT_DICOM") == [("src", "x/note.dcm")]
+    assert linkage.refused("MISSING_SLICE") == [("src", "a/1.dcm"), ("src", "a/2.dcm")]
+    assert linkage.refused("TRUNCATED") == [("src", "b/1.dcm")]
+    assert linkage.refused("UID_CONFLICT") == []

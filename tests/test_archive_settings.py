@@ -98,8 +98,9 @@ def test_every_setting_is_described():
 
 def test_init_writes_toml_that_loads_to_the_defaults():
     from flows.setup import toml_text
+    from flows.survey import Survey
 
-    text = toml_text({"a": "/data/a"}, {"ct": (3, 4_000_000)})
+    text = toml_text({"a": "/data/a"}, Survey((), {}, {}, 0, 0, 0.0), {}, 0)
     settings = parse(tomllib.loads(text))
     assert settings == Settings(sources={"a": "/data/a"})
     for key in keys():

@@ -34,7 +34,7 @@ def workspace(tmp_path):
 
 
 def shard(folder: Path, tier: str) -> Path:
-    return folder / ("0/c/0/0/0" if tier == "volume" else "c/0/0/0/0")
+    return folder / ("0/c/0/0/0" if tier == "volume" else "c.0.0.0.0")
 
 
 def flip(path: Path) -> None:

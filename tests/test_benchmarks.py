@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,7 +143,7 @@ def test_codecs_lie_beside_the_codes_at_equal_bytes(script, split, tmp_path):
     fidelity, image_codecs = script("fidelity"), script("image_codecs")
     torch.set_num_threads(1)
     model = fidelity.trained(split, "tiny,levels=2,steps=20", 0.2, 1)
-    few = [image_codecs.Codec(one.name, one.settings[::4], one.encode, one.decode) for one in image_codecs.codecs()]
+    few = [replace(one, settings=one.settings[::4]) for one in image_codecs.codecs()]
     found = fidelity.compare(split, [model], 2, peers=few)
     (series,) = found["series"]
     assert [point["levels"] for point in series["voxbook"]] == [1, 2]
@@ -172,6 +173,24 @@ def test_a_codec_gives_the_picture_back_within_what_it_promises(script, number):
         assert fine.psnr >= 10 * np.log10(4095**2 / 1)  # NEAR = 1: no voxel is further off than 1 HU
     if codec.encode is image_codecs._j2k_quality:
         assert coarse.psnr == pytest.approx(codec.settings[0], abs=4) or coarse.psnr > codec.settings[0]
+
+
+@pytest.mark.parametrize("bits", [0.25, 2.0])
+def test_a_codec_is_given_the_bytes_and_no_more(script, bits):
+    pytest.importorskip("imagecodecs")
+    image_codecs = script("image_codecs")
+    pictures = list(ct_volume((2, 96, 112), 7).values()[:, None])
+    found = image_codecs.at_bytes(pictures, CT, 1.0, bits)
+    assert set(found) == {"JPEG 2000", "JPEG-LS", "JPEG XL"}
+    for name, point in found.items():
+        if point is None:  # a bound of 255 HU still takes more than that
+            assert name == "JPEG-LS" and bits < 1
+            continue
+        assert point.bits <= bits
+        assert point.bits > 0.8 * bits or name == "JPEG-LS"  # whose bounds are whole numbers
+        assert point.largest is not None and point.largest > 0
+    nothing = image_codecs.at_bytes(pictures, CT, 1.0, 1e-4)
+    assert set(nothing.values()) == {None}
 
 
 def test_rates_are_read_between_points_and_a_shared_header_counts_once(script):

@@ -206,6 +206,21 @@ def test_init_looks_at_the_data_and_doctor_at_the_machine(tmp_path, archive_fold
     assert (code, json.loads(out)["ok"]) == (0, True), out
 
 
+def test_inspect_tells_of_runs_and_of_the_rung_a_series_is_on(finished, capfd, monkeypatch):
+    code, out, _ = here(capfd, monkeypatch, "inspect", "-w", finished, "runs", "--json")
+    runs = json.loads(out)["runs"]
+    assert code == 0 and [run["verb"] for run in runs] == ["ingest", "train", "encode"]
+    code, out, _ = here(capfd, monkeypatch, "inspect", "-w", finished, runs[-1]["run"], "--json")
+    (one,) = json.loads(out)["runs"]
+    assert one["state"] == "completed" and one["counts"]["encoded"] > 0
+    code, out, _ = here(capfd, monkeypatch, "inspect", "-w", finished, runs[0]["run"])
+    assert code == 0 and "ingest" in out and "completed" in out
+    code, _, err = here(capfd, monkeypatch, "inspect", "-w", finished, "19990101T")
+    assert code == 3 and "no run begins like that" in err
+    code, out, _ = here(capfd, monkeypatch, "inspect", "-w", finished, "--json")
+    assert {entry["rung"] for entry in json.loads(out)["series"]} == {"codes"}
+
+
 def test_inspect_needs_neither_torch_nor_prefect(finished):
     probe = (
         "import sys; from flows.cli import main\n"

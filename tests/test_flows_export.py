@@ -1,6 +1,7 @@
 """flows/export.py and flows/cohort.py: series given back in formats that the readers named in docs/export.md open."""
 
 import json
+import os
 import shutil
 import subprocess
 
@@ -14,7 +15,7 @@ from archive.codes import StoredCodes
 from archive.errors import ConfigError
 from archive.settings import GateSettings
 from archive.workspace import Workspace, open_codes, open_volumes
-from flows.cohort import LEDGER, export_many
+from flows.cohort import LEDGER, Job, Ledger, _run, export_many
 from flows.export import export, opened_series
 from model import open_decoded
 
@@ -180,3 +181,15 @@ def test_wrong_wishes_are_refused_before_anything_is_written(home, tmp_path):
     with pytest.raises(ConfigError):
         export_many(home, tmp_path / "out", format="nrrd")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_dies_leaves_no_series_uncounted(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.cohort.write_one", _die)
+    jobs = [Job(tmp_path, f"{n:032x}", tmp_path / f"{n}.nii.gz", str(n), "volume", None, None) for n in range(12)]
+    told = list(_run(jobs, Ledger(tmp_path), jobs=2))
+    assert sorted(job.series for job, _ in told) == [job.series for job in jobs]
+    assert {code for _, code in told} == {"WORKER_KILLED"}
+
+
+def _die(job: Job) -> str:
+    os._exit(1)

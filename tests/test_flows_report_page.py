@@ -15,10 +15,10 @@ from PIL import Image
 from archive.errors import REASONS
 from archive.phantoms import phantom
 from flows.report_page import count, duration, number, render, verdict
-from tasks.figures import triptych, windows_of
+from tasks.figures import SOFT_TISSUE, Window, triptych, windows_of
+from tasks.report_changes import changes
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-SVG_VOID = {"line", "circle"}
 
 
 class Checker(HTMLParser):
@@ -56,18 +56,18 @@ def check(page: str) -> Checker:
     checker.feed(page)
     checker.close()
     assert checker.open == []
-    assert all(load.startswith("data:image/png;base64,") for load in checker.loads)
+    assert all(load.startswith("data:image/webp;base64,") for load in checker.loads)
     assert {anchor[1:] for anchor in checker.anchors} <= set(checker.ids)
     assert len(checker.ids) == len(set(checker.ids))
-    assert "script" not in checker.tags
+    assert checker.tags.count("script") == 2  # the series as JSON, and the page's own, both inline
     assert not re.search(r"url\(|@import", page)
     return checker
 
 
-def picture(kind: str = "ct-chest", modality: str = "CT") -> str:
-    spacing = (5.0, 3.0, 3.0)
-    original, decoded = (phantom(kind, (3, 128, 128), spacing, 1, repeat=repeat)[1] for repeat in (0, 1))
-    return base64.b64encode(triptych(original, decoded, modality)).decode()
+def pictures() -> list[dict[str, Any]]:
+    original, decoded = (phantom("ct-chest", (3, 128, 128), (5.0, 3.0, 3.0), 1, repeat=repeat)[1] for repeat in (0, 1))
+    data = base64.b64encode(triptych(original, decoded, SOFT_TISSUE, (128, 128))).decode()
+    return [{"window": window, "planes": [{"plane": "axial", "picture": data}]} for window in ("soft tissue", "lung")]
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def report(**changes: Any) -> dict[str, Any]:
         ],
         "groups": groups,
         "series": series,
-        "worst": [{**entry, "figure": picture()} for entry in series[:2]],
+        "worst": [{**entry, "figures": pictures()} for entry in series[:2]],
         "quarantine": [
             {"code": code, "count": 2, "text": REASONS[code].text, "hint": REASONS[code].hint}
             for code in ("MISSING_SLICE", "NOT_DICOM", "TRUNCATED")
@@ -166,7 +166,14 @@ def test_page_is_well_formed_and_loads_nothing() -> None:
     checker = check(page)
     assert "svg" in checker.tags
     assert "Not for diagnostic use" in page and "patient data" in page
-    assert page.count("<circle") == 3 * 31 + sum(1 + (entry["jpeg2000_psnr"] is not None) for entry in report()["rate"])
+    points = page.count("<circle") + sum(
+        d.count("M") for d in re.findall(r'class="points (?:ours|below)" d="([^"]*)"', page)
+    )
+    assert points == len(drawn_metrics(page)) * 31 + len(report()["rate"])
+
+
+def drawn_metrics(page: str) -> list[str]:
+    return re.findall(r'data-key="(\w+)"', page)
 
 
 def test_every_reason_code_and_hint_is_shown() -> None:
@@ -174,7 +181,7 @@ def test_every_reason_code_and_hint_is_shown() -> None:
     page = render(report(quarantine=everything))
     check(page)
     assert all(f"<code>{code}</code>" in page for code in REASONS)
-    assert page.count('<span class="hint">') == len(REASONS)
+    assert page.count('<br><span class="hint">') >= len(REASONS)
 
 
 def test_everything_is_escaped() -> None:
@@ -187,7 +194,7 @@ def test_everything_is_escaped() -> None:
             workspace=bad,
             series=[entry],
             rate=[],
-            worst=[{**entry, "figure": picture()}],
+            worst=[{**entry, "figures": pictures()}],
             groups=[{**base["groups"][0], "group": bad}],
             quarantine=[{"code": bad, "count": 1, "text": bad, "hint": bad}],
             settings={"key": bad},
@@ -195,7 +202,7 @@ def test_everything_is_escaped() -> None:
         )
     )
     check(page)
-    assert "<script" not in page and "&lt;script&gt;" in page
+    assert page.count("<script") == 2 and "alert(1)</script>" not in page and "&lt;script&gt;" in page
 
 
 def test_an_empty_report_is_still_a_page() -> None:
@@ -237,20 +244,40 @@ def test_words_for_figures() -> None:
     assert count(1_000_000) == "1\u202f000\u202f000"
 
 
-@pytest.mark.parametrize(("modality", "rows"), [("CT", 2), ("MR", 1), ("PT", 1), ("NIFTI", 1)])
-def test_triptych_is_three_panels_for_each_window(modality: str, rows: int) -> None:
+def test_windows_are_those_a_reader_would_choose() -> None:
+    lung = np.array([-800.0] * 10 + [40.0] * 90)
+    assert [window.name for window in windows_of(lung, "CT")] == ["soft tissue", "lung"]
+    assert [window.name for window in windows_of(np.array([900.0] * 5 + [40.0] * 95), "CT")] == ["soft tissue", "bone"]
+    (pet,) = windows_of(np.array([[0.0, 100.0]]), "PT")
+    assert pet.apply(np.array([0.0, 1e6])).tolist() == [255, 0]
+    (flat,) = windows_of(np.zeros(9), "MR")
+    assert flat.high > flat.low
+
+
+def test_triptych_is_original_decoded_and_difference_side_by_side() -> None:
     original = phantom("ct-chest", (3, 128, 128), (5.0, 3.0, 3.0), 1)[1]
-    picture = Image.open(io.BytesIO(triptych(original, original, modality)))
-    assert picture.size == (3 * 128 + 12, rows * 128 + 6 * (rows - 1))
-    pixels = np.asarray(picture)
-    assert np.array_equal(pixels[:, :128], pixels[:, 134:262])
-    assert set(np.unique(pixels[:128, 268:])) == {128}  # no difference anywhere
+    sheet = Image.open(io.BytesIO(triptych(original, original, SOFT_TISSUE, (128, 96))))
+    assert sheet.size == (3 * 128 + 12, 96)
+    pixels = np.asarray(sheet.convert("L")).astype(int)
+    assert np.abs(pixels[:, :124] - pixels[:, 134:258]).mean() < 3
+    assert np.abs(pixels[4:-4, 276:-4] - 128).max() <= 3  # no difference anywhere
+    colour = np.zeros((70, 50, 3), np.float32)
+    assert Image.open(io.BytesIO(triptych(colour, colour, Window("8 bit", 0, 255), (50, 70)))).mode == "RGB"
 
 
-def test_pet_is_inverse_grey_and_a_flat_slice_does_not_fail() -> None:
-    (window,) = windows_of(np.array([[0.0, 100.0]]), "PT")
-    assert window.apply(np.array([0.0, 1e6])).tolist() == [255, 0]
-    flat = np.zeros((35, 50), np.float32)
-    assert Image.open(io.BytesIO(triptych(flat, flat, "PT"))).mode == "RGB"
-    colour = np.zeros((3, 700, 50), np.float32)
-    assert Image.open(io.BytesIO(triptych(colour, colour, "PICTURE"))).height == 384
+def test_changes_name_what_came_went_and_moved() -> None:
+    before = report()
+    series = [dict(entry) for entry in before["series"]]
+    fallen = next(entry for entry in series if entry["state"] == "encoded")
+    fallen["state"], fallen["psnr"] = "quality_failed", fallen["psnr"] - 3
+    gone = series.pop()
+    now = report(series=series, quarantine=[{**before["quarantine"][0], "count": 5}])
+    found = changes(before, now)
+    assert found is not None and found["run"] == before["run"]
+    assert found["series"]["now below the gate"] == {"count": 1, "series": [fallen["series"]]}
+    assert found["series"]["worse"]["series"] == [fallen["series"]]
+    assert found["series"]["gone"]["series"] == [gone["series"]] and "new" not in found["series"]
+    assert found["quarantine"] == {"MISSING_SLICE": 3, "NOT_DICOM": -2, "TRUNCATED": -2}
+    page = render({**now, "changes": found})
+    assert "1 now below the gate" in page and "+3" in page
+    assert changes(before, before)["series"] == {} and changes(None, now) is None

@@ -182,7 +182,7 @@ def test_a_report_holds_everything_and_no_network(finished):
     assert data["quarantine"][0]["code"] == "NOT_DICOM"
     page = (folder / "report.html").read_text()
     assert all(row.series[:8] in page for row in Workspace.open(finished).catalog.series())
-    assert "data:image/png;base64," in page
+    assert "data:image/webp;base64," in page
     assert "not for diagnostic use" in page.lower()
     assert json.loads((folder / "run.json").read_text())["settings"]["train"]["preset"] == "tiny"
 

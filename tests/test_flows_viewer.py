@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import re
 import threading
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import QUICK
 
 import archive.volumes as volume_store
 from archive import Geometry, Volume, open_volumes
 from archive.errors import ConfigError, StoreError
+from archive.planes import planes_of
 from archive.workspace import Workspace
 from flows import slices
-from flows.slices import Series, Wanted, draw, planes_of
+from flows.encode import encode
+from flows.slices import Series, Wanted
+from flows.tiers import Tier
 from flows.viewer import make_server
 from model.decode import open_decoded
 
@@ -58,17 +61,13 @@ def ask(server, path: str, method: str = "GET", **headers: str) -> tuple[int, di
 def picture(url: str, **query: object) -> tuple[np.ndarray, dict[str, str]]:
     """One slice as the page asks for it: again, while something is missing."""
     token = urlsplit(url).query.removeprefix("token=")
-    asked = {"token": token, "tier": "volume", "plane": "axial", "index": 0, "window": "40,400", **query}
+    asked = {"token": token, "tier": "volume", "plane": "axial", "index": 0, **query}
     while True:
         with urllib.request.urlopen(f"http://{urlsplit(url).netloc}/slice?{urlencode(asked)}", timeout=60) as answer:
             headers = dict(answer.headers)
-            if headers["X-Missing"] == "0":
-                assert headers["Content-Type"] == "image/png"
-                return np.asarray(Image.open(io.BytesIO(answer.read()))), headers
-
-
-def windowed(values: np.ndarray, centre: float, width: float) -> np.ndarray:
-    return np.rint(np.clip((values - centre + width / 2) / width, 0, 1) * 255).astype(np.uint8)
+            values = np.frombuffer(answer.read(), np.dtype(headers["X-Type"]).newbyteorder("<"))
+            if float(headers["X-Share"]) == 1:
+                return values.reshape([int(size) for size in headers["X-Shape"].split(",")]), headers
 
 
 def test_the_page_holds_everything_it_needs_and_names_nobody(finished):
@@ -81,7 +80,7 @@ def test_the_page_holds_everything_it_needs_and_names_nobody(finished):
     assert "not for diagnostic use" in page and series in page and "PSNR" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]+\"|url\(|@import|https?://", page), "nothing from elsewhere"
     assert home.catalog.one(series).patient not in page and str(finished) not in page
-    about = json.loads(re.search(r"const about = (.*);", page)[1])
+    about = json.loads(re.search(r'<script id="about"[^>]*>(.*)</script>', page)[1])
     assert [plane["name"] for plane in about["planes"]] == ["axial", "coronal", "sagittal"]
     assert about["windows"][0] == {"name": "soft tissue", "centre": 40, "width": 400}
     policy = headers["Content-Security-Policy"]
@@ -105,7 +104,7 @@ def test_only_the_holder_of_the_token_on_this_machine_gets_an_answer(finished):
             ("/?token=", {}, 403),
             ("/?token=%C3%A9", {}, 403),
             (good + "x", {}, 403),
-            ("/slice?tier=volume&plane=axial&index=0&window=0,1", {}, 403),
+            ("/slice?tier=volume&plane=axial&index=0", {}, 403),
             ("/catalog.sqlite", {}, 403),
             (f"/catalog.sqlite?token={server.token}", {}, 404),
             (f"/../voxbook.toml?token={server.token}", {}, 404),
@@ -119,34 +118,45 @@ def test_only_the_holder_of_the_token_on_this_machine_gets_an_answer(finished):
     assert other.token != server.token
 
 
-def test_pictures_are_the_volume_its_codes_and_their_difference(finished):
+def test_slices_are_the_volume_and_its_codes(finished):
     series = ct(finished)
-    original = open_volumes(finished)[series].read()
+    original = open_volumes(finished)[series].read().values()
     decoded = open_decoded(finished)[series].read().values()
-    values = original.values()
+    first = open_decoded(finished, levels=1)[series].read().values()
     with serving(finished, series) as (_, url):
-        for tier, array in (("volume", values), ("codes", decoded)):
-            for name, shown in (
-                ("axial", array[2]),
-                ("coronal", array[::-1, 7]),  # S on top, and z goes up
-                ("sagittal", array[::-1, :, 7]),
+        for array, query in (
+            (original, {"tier": "volume"}),
+            (decoded, {"tier": "codes"}),
+            (first, {"tier": "codes", "levels": 1}),
+        ):
+            for name, index, shown in (
+                ("axial", 2, array[2]),
+                ("coronal", 7, array[::-1, 7]),  # S on top, and z goes up
+                ("sagittal", 7, array[::-1, :, 7]),
             ):
-                index = 2 if name == "axial" else 7
-                found, headers = picture(url, tier=tier, plane=name, index=index, window="-600,1500")
-                np.testing.assert_array_equal(found, windowed(shown, -600, 1500), err_msg=f"{tier} {name}")
-                assert headers["X-Range"] == "-1350,150"
-        found, headers = picture(url, tier="difference", index=1, window="0,4000", gain=2)
-        assert headers["X-Range"] == "-1000,1000"
-        redder = found[..., 0].astype(int) - found[..., 2]
-        error = decoded[1] - values[1]
-        assert (redder[error > 300] > 0).all() and (redder[error < -300] < 0).all()
-        assert np.abs(error).max() > 300
+                found, headers = picture(url, plane=name, index=index, **query)
+                assert headers["X-Type"] == "float32" and headers["Content-Type"] == "application/octet-stream"
+                np.testing.assert_array_equal(found, shown, err_msg=f"{query} {name}")
+
+
+def test_the_bounded_layer_is_shown_where_there_is_one(workspace):
+    """It is what a reader is given, and needs no network."""
+    series = ct(workspace)
+    encode.fn(workspace=str(workspace), series=[series], settings=[*QUICK, "gate.max_error=3"])
+    original = open_volumes(workspace)[series].read().values()
+    with serving(workspace, series) as (server, url):
+        assert server.series.bounded and server.series.about()["bound"] == 3
+        given, _ = picture(url, tier="codes", plane="coronal", index=7)
+        asked, _ = picture(url, tier="codes", plane="coronal", index=7, levels="bounded")
+        coarse, _ = picture(url, tier="codes", plane="coronal", index=7, levels=server.series.levels)
+    np.testing.assert_array_equal(given, asked)
+    assert 0 < np.abs(given - original[::-1, 7]).max() <= 3 < np.abs(coarse - original[::-1, 7]).max()
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"tier": "secret"}, {"plane": "oblique"}, {"index": 999}, {"index": -1}, {"index": "one"}, {"window": "0"},
-     {"window": "0,0"}, {"window": "nan,5"}, {"levels": 9}, {"levels": 0}, {"t": 1}, {"gain": 0}],
+    [{"tier": "secret"}, {"tier": "difference"}, {"plane": "oblique"}, {"index": 999}, {"index": -1},
+     {"index": "one"}, {"levels": 9}, {"levels": 0}, {"levels": "bounded"}, {"levels": "all"}, {"t": 1}],
 )  # fmt: skip
 def test_what_is_not_there_is_a_bad_request(finished, change):
     with serving(finished, ct(finished)) as (_, url):
@@ -177,7 +187,7 @@ def test_a_series_with_a_volume_alone_has_one_picture(workspace):
     with home.catalog.engine.begin() as connection:
         connection.exec_driver_sql("update series set codes_version = null, state = 'ingested'")
     with serving(home, series) as (server, url):
-        assert "has no codes" in server.page.decode()
+        assert "has no codes yet" in server.page.decode()
         assert picture(url)[0].shape == home.catalog.one(series).shape[1:]
         with pytest.raises(urllib.error.HTTPError):
             picture(url, tier="codes")
@@ -213,8 +223,8 @@ def test_left_is_right_and_up_is_up_however_it_was_scanned(z, y, x):
         assert (np.diff(shown @ right, axis=1) > 0).all() and (np.diff(shown @ down, axis=0) > 0).all()
 
 
-def test_colour_time_and_inverted_pictures(tmp_path, monkeypatch):
-    """Axes tczyx, slopes per slice, and MONOCHROME1, without the detour over a catalog."""
+def test_colour_time_and_slopes_per_slice(tmp_path):
+    """Axes tczyx as bytes, and PET's slopes per slice, without the detour over a catalog."""
     rng = np.random.default_rng(0)
     colour = Volume(
         rng.integers(0, 255, (2, 3, 4, 5, 6), np.uint8), "tczyx", Geometry.pixels((4, 5, 6)), "PICTURE", units="rgb",
@@ -223,38 +233,49 @@ def test_colour_time_and_inverted_pictures(tmp_path, monkeypatch):
     slopes = tuple(float(number) for number in range(1, 9))
     timed = Volume(
         rng.integers(-9, 9, (2, 4, 5, 6), np.int16), "tzyx", Geometry.pixels((4, 5, 6)), "PT", frames=({}, {}),
-        slope=slopes, intercept=(0.0,) * 8, photometric="MONOCHROME1",
+        slope=slopes, intercept=(0.0,) * 8,
     )  # fmt: skip
     for volume in (colour, timed):
-        series = stored(volume, tmp_path / volume.modality, monkeypatch)
+        series = stored(volume, tmp_path / volume.modality)
         for t in (0, 1):
-            asked = {"tier": "volume", "plane": "coronal", "index": 3, "t": t, "window": "0,100"}
-            found = draw(series, Wanted.parse({key: str(value) for key, value in asked.items()}, series))
-            pixels = np.asarray(Image.open(io.BytesIO(found.png)))
-            shown = windowed(volume.values()[t, ..., ::-1, 3, :], 0, 100)
-            if volume is timed:
-                np.testing.assert_allclose(pixels, 255 - shown.astype(int), atol=1)
-            else:
-                np.testing.assert_array_equal(pixels, np.moveaxis(shown, 0, -1))
+            asked = {"tier": "volume", "plane": "coronal", "index": "3", "t": str(t)}
+            found = series.look(Wanted.parse(asked, series))
+            shown = volume.values()[t, ..., ::-1, 3, :]
+            np.testing.assert_array_equal(found.values, np.moveaxis(shown, 0, -1) if volume is colour else shown)
+            assert found.values.dtype == (np.uint8 if volume is colour else np.float32)
 
 
-def stored(volume: Volume, root, monkeypatch) -> Series:
+def stored(volume: Volume, root) -> Series:
     series = object.__new__(Series)
     volume_store.write_folder(volume, root)
-    series.volume = volume_store.StoredVolume(root)
-    series.attributes, series.geometry = series.volume.attributes, series.volume.geometry
-    series.planes, series.axes, series.timepoints = planes_of(series.geometry), volume.axes, volume.timepoints
-    series.levels, series._kept, series._keeping = 0, slices.OrderedDict(), threading.Lock()
+    series._codes, series.outdated = None, False
+    series._show(volume_store.StoredVolume(root))
     return series
 
 
-def test_a_long_series_is_shown_while_it_is_decoded(finished, monkeypatch):
-    """Nothing waits for a whole series: what is not decoded yet is grey, and counted."""
-    monkeypatch.setattr(slices, "STEP", 2)
+def test_a_long_series_is_shown_while_it_is_read(finished, monkeypatch):
+    """Nothing waits for a whole series: what is not read yet is NaN, and its share is told; nothing is read twice."""
     monkeypatch.setattr(slices, "PATIENCE_S", -1.0)
     series = Series(Workspace.open(finished), ct(finished))
     depth = series.geometry.shape[0]
-    wanted = Wanted("codes", "coronal", 4, 0, None, 40.0, 400.0, 1.0)
-    left = [draw(series, wanted).missing for _ in range(depth)]
-    assert left[0] == depth - 2 and left[-1] == 0 and left == sorted(left, reverse=True)
-    assert draw(series, Wanted("codes", "axial", depth - 1, 0, None, 40.0, 400.0, 1.0)).missing == 0
+    read: list[object] = []
+    whole = Tier.of_volume(series.volume)
+
+    def one(t, region):
+        read.append(region)
+        return series.volume.array[region]
+
+    monkeypatch.setattr(
+        series, "_tier", lambda *_: replace(whole, cuts=([*range(depth + 1)], *whole.cuts[1:]), read=one)
+    )
+    wanted = Wanted("volume", "coronal", 4)
+    found = [series.look(wanted) for _ in range(depth)]
+    assert [picture.share for picture in found] == pytest.approx([(at + 1) / depth for at in range(depth)])
+    assert [np.isnan(picture.values).all(axis=1).sum() for picture in found] == [*range(depth - 1, -1, -1)]
+    assert series.look(Wanted("volume", "axial", depth - 1)).share == 1 and len(read) == depth
+
+
+def test_the_parts_of_a_decoder_cover_every_voxel_once(finished):
+    decoded = open_decoded(finished)[ct(finished)]
+    for cuts, size in zip(decoded.cuts, decoded.shape, strict=True):
+        assert cuts[0] == 0 and cuts[-1] == size and cuts == sorted(set(cuts))

@@ -20,7 +20,7 @@ from model import bundle, intensity
 from model.config import resolve
 from model.encode import encode_volume
 from model.source import as_source
-from model.table_samples import table_codes
+from model.table_samples import table_samples
 from model.tables import _Learner, fit
 from model.vqvae import VQVAE
 
@@ -107,7 +107,9 @@ def test_what_the_learner_expects_is_what_the_coder_does():
 def test_samples_depend_on_the_seed_alone():
     model, source = started(), as_source(ct_volume((6, 96, 80), 1))
     mapping = intensity.fit(source, "hu")
-    found = [table_codes(model, [source], [mapping], seed, time.monotonic() + 60) for seed in (0, 0, 1)]
+    samples = [table_samples(model, [source], [mapping], seed, time.monotonic() + 60) for seed in (0, 0, 1)]
+    found = [one.codes for one in samples]
+    assert all(one.distances.sum() == sum(part.size for part in one.codes) for one in samples)
     assert [part.tobytes() for part in found[0]] == [part.tobytes() for part in found[1]]
     assert found[2][0].tobytes() != found[0][0].tobytes()
     assert all(part.dtype == np.uint16 and part.ndim == 4 and part.max() < 64 for part in found[0])
