@@ -193,3 +193,12 @@ def test_a_worker_that_dies_leaves_no_series_uncounted(tmp_path, monkeypatch):
 
 def _die(job: Job) -> str:
     os._exit(1)
+
+
+def test_the_deployment_writes_into_the_workspaces_exports(workspace):
+    from flows.decode import decode
+
+    done = decode.fn(workspace=str(workspace), out="cohort", group="ct", format="png", jobs=1, settings=[])
+    names = {path.name for path in (workspace / "exports" / "cohort").glob("*.png")}
+    assert names == {f"{row.series}.png" for row in Workspace.open(workspace).catalog.series(group="ct")}
+    assert done.counts["written"] == len(names) and "written as png" in done.sentence
