@@ -131,7 +131,7 @@ def slice_datasets(volume: Volume, identity: SeriesIdentity, derived: Derivation
         dataset.SliceThickness = _decimal(float(thickness))
         if volume.modality != "PT":  # there the orientation sequences stand in its place
             dataset.PatientPosition = str(volume.acquisition.get("patient_position", ""))
-        if volume.modality != "CT":  # not in the CT module; readers take the positions there
+        if volume.modality not in ("CT", "PT"):  # not in their modules; readers take the positions there
             dataset.SpacingBetweenSlices = _decimal(between)
         dataset.SliceLocation = _decimal(float(np.cross(across, down) @ positions[z]))
         _time(dataset, volume, t)

@@ -130,7 +130,7 @@ def _patient(workspace: Workspace, name: str) -> Marked:
                 marked.patients.add(who)
                 groups.add((source, entry.grouped))
     if not marked.patients:
-        raise StoreError("NOT_FOUND", "nothing of that patient is known")
+        raise StoreError("NOT_FOUND", "nothing of that patient is known", hint="voxbook inspect --json names them")
     if len(marked.patients) > 1:
         raise StoreError("NOT_FOUND", "several patients begin like that", hint="give more of the pseudonym")
     for source, outcome in _outcomes(workspace):

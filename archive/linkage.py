@@ -277,7 +277,7 @@ class Linkage:
         with reading(self.engine) as connection:
             found = connection.execute(query.where(series.c.series == name).order_by(series.c.source)).all()
         if not found:
-            raise StoreError("NOT_FOUND", "the linkage does not know this series")
+            raise StoreError("NOT_FOUND", "the linkage does not know this series", hint="ingest its source again")
         return {
             "series": name,
             "patient": found[0].patient,

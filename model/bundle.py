@@ -114,7 +114,12 @@ def _load(folder: Path, name: str, device: str) -> VQVAE:
         weights = load_file(folder / WEIGHTS)
         tables = (folder / TABLES).read_bytes() if (folder / TABLES).exists() else None
     except FileNotFoundError:
-        raise StoreError("MISSING", "a model's files are gone", hint="restore the model", model=name) from None
+        raise StoreError(
+            "MISSING",
+            "a model's files are gone",
+            hint="restore its folder in models/, or train and encode again",
+            model=name,
+        ) from None
     except (ValidationError, SafetensorError) as error:
         raise MismatchError(
             "WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name

@@ -20,7 +20,7 @@ def pick(device: str | torch.device | None = "auto") -> torch.device:
     except RuntimeError:
         raise ConfigError("BAD_VALUE", f"no device is called {name!r}", hint="auto, cpu, cuda or cuda:N") from None
     if wanted.type == "cuda" and not (torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count()):
-        raise ConfigError("BAD_VALUE", f"{name} is not on this machine", hint="device = 'auto'")
+        raise ConfigError("BAD_VALUE", f"{name} is not on this machine", hint="device = 'auto' takes what there is")
     return wanted
 
 

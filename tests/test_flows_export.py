@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 
+import dicom_tables
 import nibabel
 import numpy as np
 import pydicom
@@ -75,6 +76,28 @@ def test_dciodvfy_finds_no_error(home, tmp_path, modality):
         lines = (told.stdout + told.stderr).splitlines()
         assert [line for line in lines if line.startswith("Error")] == []
         assert any("IOD" in line or modality in line.upper() for line in lines)  # it has looked
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+def test_dicom_validator_passes_every_slice(home, tmp_path, modality):
+    if not dicom_tables.available():
+        pytest.skip("no dicom-validator or no dicom-standard here (pip)")
+    for tier in ("volume", "codes"):
+        export(home, one(home, modality).series, tmp_path / tier, tier)
+        for path in sorted((tmp_path / tier).iterdir()):
+            assert dicom_tables.problems(pydicom.dcmread(path)) == []
+
+
+def test_dicom_validator_sees_what_is_missing_and_what_is_too_many(home, tmp_path):
+    if not dicom_tables.available():
+        pytest.skip("no dicom-validator or no dicom-standard here (pip)")
+    export(home, one(home, "PT").series, tmp_path / "pt", "volume")
+    dataset = pydicom.dcmread(sorted((tmp_path / "pt").iterdir())[0])
+    del dataset.Units
+    dataset.SpacingBetweenSlices = 3
+    found = dicom_tables.problems(dataset)
+    assert any("(0054,1001) TagMissing" in line for line in found)
+    assert any("(0018,0088) TagUnexpected" in line for line in found)
 
 
 def test_a_region_is_the_crop_of_the_whole_in_voxels_and_in_place(home, tmp_path):
