@@ -93,13 +93,13 @@ def export_many(
             _refused(row.series, "OCCUPIED", counts, reasons, problems)
         else:
             todo.append(job)
-    for job, code in _run(todo, ledger, jobs or os.cpu_count() or 1):
+    for number, (job, code) in enumerate(_run(todo, ledger, jobs or os.cpu_count() or 1), 1):
         if code:
             _refused(job.series, code, counts, reasons, problems)
         else:
             counts["written"] += 1
             counts["bytes_out"] += _size(job.target)
-        advance("decode", counts["written"] + counts["failed"], len(todo), "series")
+        advance("decode", number, len(todo), "series")
     told = f"decode: {counts['written']} series written as {format}, {counts['unchanged']} as they were"
     failed = f", {counts['failed']} not: {', '.join(sorted(reasons))}" if counts["failed"] else ""
     keys = ("series", "written", "unchanged", "failed", "bytes_out")

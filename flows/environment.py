@@ -20,6 +20,9 @@ def prepare() -> None:
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_RESULTS_DEFAULT_SERIALIZER", "json")
+    for name in ("NO_PROXY", "no_proxy"):  # a site's proxy has no business with servers on this machine
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
     os.environ["PYTHONSAFEPATH"] = "1"  # for the processes that are started from here
     logging.getLogger("voxbook").setLevel(logging.INFO)
     refuse_shadows()

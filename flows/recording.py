@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from archive.errors import ConfigError
 from flows.artifacts import publish_outcome
@@ -28,10 +29,19 @@ def configured_api() -> str | None:
     return running_api()
 
 
+def workspace_name(parameters: Mapping[str, Any]) -> str:
+    """The name of the folder that a run works on, which stands for it in names, tags and events; never a path."""
+    text = str(parameters.get("workspace") or "")
+    return Path(text).expanduser().resolve().name if text else ""
+
+
 def answers(url: str) -> bool:
     """Whether a Prefect API answers there; loopback and site servers answer in well under two seconds."""
+    # A site's proxy has no business with this machine.
+    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    ways = [urllib.request.ProxyHandler({})] if local else []
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=2) as response:
+        with urllib.request.build_opener(*ways).open(f"{url.rstrip('/')}/health", timeout=2) as response:
             return response.status == 200
     except OSError:
         return False
@@ -80,7 +90,7 @@ def finish(outcome: Outcome, stage: Stage | None = None) -> Any:
 
     context = FlowRunContext.get()
     assert context is not None  # `recording` has looked
-    workspace = Path(str((context.parameters or {}).get("workspace", ""))).name
+    workspace = workspace_name(context.parameters or {})
     publish_outcome(outcome, workspace)
     if stage is not None:  # a night is told of by its stages
         tell_outcome(outcome, workspace)

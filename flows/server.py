@@ -84,6 +84,7 @@ def start(workspace: Path, port: int, *, limit: int = 1, outgoing: bool = False)
     """
     if running_api():
         raise ConfigError("OCCUPIED", "voxbook is up already", hint="voxbook down ends it")
+    stop()  # what an ended server left behind: another one would serve the same deployments beside it
     if not _free(port):
         raise ConfigError("OCCUPIED", f"port {port} is taken", hint="choose another with --port")
     root = Workspace.open(workspace, create=True).root

@@ -15,6 +15,7 @@ from prefect import Flow, flow
 from archive.errors import REASONS, VoxbookError, describe
 from flows.live import attended, within
 from flows.parameters import described
+from flows.recording import workspace_name
 from tasks.stage import Stage, open_stage, recording
 
 logger = logging.getLogger("voxbook")
@@ -65,7 +66,7 @@ def staged(verb: str, workspace: str | Path, overrides: Sequence[str] = (), *, c
 
 def run_name(verb: str, parameters: dict[str, Any]) -> str:
     """The name of a run: `encode archive, ct, model 3f2a91c04b77, dry run`; never a path."""
-    parts = [f"{verb} {Path(str(parameters.get('workspace', ''))).name}".strip()]
+    parts = [f"{verb} {workspace_name(parameters)}".strip()]
     if parameters.get("group"):
         parts.append(str(parameters["group"]))
     if parameters.get("model"):
@@ -79,7 +80,7 @@ def run_name(verb: str, parameters: dict[str, Any]) -> str:
 
 def tags_of(verb: str, parameters: dict[str, Any]) -> list[str]:
     """What the UI filters runs by: voxbook, the verb, the workspace's folder and the group."""
-    found = ["voxbook", verb, f"workspace:{Path(str(parameters.get('workspace', ''))).name}"]
+    found = ["voxbook", verb, f"workspace:{workspace_name(parameters)}"]
     return [*found, f"group:{parameters['group']}"] if parameters.get("group") else found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from archive.catalog_schema import now
-from archive.errors import VoxbookError
+from archive.errors import VoxbookError, describe
 from archive.leases import Leases
 from archive.settings import Settings
 from archive.workspace import Workspace
@@ -145,6 +146,27 @@ def call(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         return function(*args, **kwargs)
     from prefect import task
     from prefect.cache_policies import NO_CACHE
+    from prefect.states import Failed
+
+    done: list[Result] = []
+    stopped: list[Exception] = []
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            done.append(function(*args, **kwargs))
+        except Exception as error:
+            # Prefect would keep the message and the traceback of the error itself, which may hold a path.
+            stopped.append(error)
+            if isinstance(error, VoxbookError):
+                return Failed(message=f"{error.message} ({error.code}). {error.hint}")
+            return Failed(message=describe(error))
+        return None
 
     as_task: Any = task(**function.__dict__["task_options"], cache_policy=NO_CACHE, persist_result=False)
-    return as_task(function)(*args, **kwargs)
+    state = as_task(told)(*args, return_state=True, **kwargs)
+    if stopped:
+        raise stopped[0]
+    if not done:  # ended by Prefect before it began
+        state.result()
+    return done[0]

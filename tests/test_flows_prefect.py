@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +177,29 @@ def test_every_automation_is_one_that_prefect_takes(name):
     assert ours <= {value for key, value in vars(events).items() if key.isupper()}, "nobody sends such an event"
     if made.trigger.posture.value == "Proactive":
         assert made.trigger.within.total_seconds() >= 3 * 180, "a run is heard of every 180 s"
+
+
+def test_what_stops_a_task_leaves_no_path_in_prefect(client):
+    from prefect import flow
+    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
+
+    from tasks.stage import call, recorded
+
+    @recorded("opens what is not there")
+    def opens() -> None:
+        Path("/data/MUELLER^HANS/IM1").read_bytes()
+
+    @flow(name="a night", persist_result=False)
+    def night() -> None:
+        call(opens)
+
+    with pytest.raises(FileNotFoundError):
+        night()
+    name = TaskRunFilter(name=TaskRunFilterName(any_=["opens what is not there"]))
+    for _ in range(100):  # Prefect writes task runs a little later
+        runs = client._client.post("/task_runs/filter", json={"task_runs": name.model_dump(mode="json")}).json()
+        if runs and runs[0]["state"]["type"] == "FAILED":
+            break
+        time.sleep(0.1)
+    assert runs[0]["state"]["message"].startswith("FileNotFoundError at ")
+    assert "MUELLER" not in json.dumps(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import browsers
 import pytest
@@ -24,7 +25,7 @@ def report_html(finished, tmp_path_factory):
 
 def opened(page, path: str):
     foreign, errors = browsers.watched(page)
-    page.goto(f"file://{path}")
+    page.goto(Path(path).as_uri())
     return foreign, errors
 
 
