@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="write report.html here")
+    parser.add_argument("--keep", type=Path, help="file to write the page to")
     arguments = parser.parse_args()
     started = time.perf_counter()
     page = render(drawn(arguments.series))

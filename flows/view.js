@@ -127,11 +127,11 @@ class View {
     const data = dataOf(this.name), [low, high] = this.limits();
     const failed = tiers[this.name]?.failed;
     this.range.textContent = number(low) + " to " + number(high) + units;
-    if (failed && !data) { this.say(failed); this.clear(); }
+    if (failed && !data) { clearTimeout(this.late); this.late = null; this.say(failed); this.clear(); }
     else if (!data) this.late ??= setTimeout(() => { if (!dataOf(this.name)) this.say(this.name === "volume" ? "reading…" : "decoding…"); }, 250);
     else {
       if (this.late) { clearTimeout(this.late); this.late = null; }
-      this.say(data.share < 1 ? (this.name === "volume" ? "reading, " : "decoding, ") + Math.floor(100 * data.share) + " %" : "");
+      this.say(data.share < 1 ? failed || (this.name === "volume" ? "reading, " : "decoding, ") + Math.floor(100 * data.share) + " %" : "");
       const look = [low, high, state.invert].join();
       if (this.drawn !== data || this.look !== look) { this.fill(data, low, high); this.drawn = data; this.look = look; }
     }

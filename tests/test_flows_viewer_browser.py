@@ -135,3 +135,5 @@ def test_the_page_says_when_the_viewer_has_ended(page, finished):
     thread.join()
     page.keyboard.press("3")
     page.get_by_text("start voxbook view again").first.wait_for(timeout=30_000)
+    time.sleep(0.5)  # longer than "reading…" is held back for: it must not take the message's place
+    assert page.get_by_text("start voxbook view again").first.is_visible()
