@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
+from archive.catalog_conditions import done_by, stands
 from archive.catalog_engine import upsert, writing
-from archive.catalog_queries import CatalogQueries, done_by, parts, select_one, select_rows, stands
+from archive.catalog_queries import CatalogQueries, parts, select_one, select_rows
 from archive.catalog_schema import (
     CertificateRow,
     EncodingCommit,

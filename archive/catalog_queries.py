@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, select
+from sqlalchemy import Connection, Engine, Select, Table, func, select
 
+from archive.catalog_conditions import Wanted, among, lacks
 from archive.catalog_engine import reading
 from archive.catalog_schema import (
     STATES,
@@ -35,6 +37,7 @@ from archive.catalog_tables import (
 from archive.errors import StoreError
 
 PART = 500  # values of one IN (...); SQLite and drivers have limits
+PAGE = 2048  # series that are read at a time where there may be millions
 
 
 class CatalogQueries:
@@ -112,16 +115,62 @@ class CatalogQueries:
                 found.update((row.version, row.manifest_digest) for row in connection.execute(query))
         return found
 
-    def to_encode(self, group: str, model: str, settings_digest: str, *, any_model: bool = False) -> list[SeriesRow]:
-        """Series of a group whose current volume has no undamaged codes by this model and these settings.
+    def to_encode(
+        self, wanted: Wanted, names: Iterable[str] | None = None, *, after: str = "", limit: int | None = None
+    ) -> list[SeriesRow]:
+        """Series of a group, or those named of it, that lack the codes that are wanted; in order of pseudonyms.
 
-        any_model: nor current ones by another model that was asked for since the last promotion.
+        after, limit: the next so many behind that pseudonym, for a caller that takes them page by page.
         """
-        done = done_by(model, settings_digest).exists()
-        query = select(series_table).where(series_table.c.group == group, series_table.c.state != "removed", ~done)
-        if any_model:
-            query = query.where(~stands(settings_digest))
-        return self._rows(SeriesRow, query.order_by(series_table.c.first_seen, series_table.c.series))
+        query = select(series_table).where(lacks(wanted), series_table.c.series > after)
+        query = query.order_by(series_table.c.series).limit(limit)
+        if names is None:
+            return self._rows(SeriesRow, query)
+        found: list[SeriesRow] = []
+        for part in parts(sorted(name for name in names if name > after)):
+            found += self._rows(SeriesRow, query.where(among(part)))
+            if limit is not None and len(found) >= limit:
+                return found[:limit]
+        return found
+
+    def left_to_encode(self, wanted: Wanted, names: Iterable[str] | None = None) -> tuple[int, int]:
+        """How many series `to_encode` would give, and their voxels."""
+        query = select(func.count(), func.coalesce(func.sum(series_table.c.voxels), 0)).where(lacks(wanted))
+        queries = [query] if names is None else [query.where(among(part)) for part in parts(names)]
+        with reading(self.engine) as connection:
+            found = [connection.execute(one).one() for one in queries]
+        return sum(int(row[0]) for row in found), sum(int(row[1]) for row in found)
+
+    def pages(self, group: str | None = None, limit: int = PAGE) -> Iterator[list[SeriesRow]]:
+        """All series of a group, or of all, `limit` at a time in order of pseudonyms: never all of them in memory."""
+        query = select(series_table).where(series_table.c.state != "removed").order_by(series_table.c.series)
+        if group is not None:
+            query = query.where(series_table.c.group == group)
+        last = ""
+        while rows := self._rows(SeriesRow, query.where(series_table.c.series > last).limit(limit)):
+            yield rows
+            last = rows[-1].series
+
+    def count_series(
+        self, names: Iterable[str] | None = None, *, group: str | None = None, state: str | None = None
+    ) -> dict[str, int]:
+        """How many series each group has; of those named only, and of that group and state where they are given."""
+        query = select(series_table.c.group, func.count()).group_by(series_table.c.group)
+        query = query.where(series_table.c.state != "removed" if state is None else series_table.c.state == state)
+        if group is not None:
+            query = query.where(series_table.c.group == group)
+        queries = [query] if names is None else [query.where(among(part)) for part in parts(names)]
+        found: Counter[str] = Counter()
+        with reading(self.engine) as connection:
+            for one in queries:
+                found.update({name: int(count) for name, count in connection.execute(one)})
+        return dict(sorted(found.items()))
+
+    def certificates_of(self, names: Iterable[str]) -> dict[str, CertificateRow]:
+        """The certificate of the current codes of each series named that has one."""
+        query = select(certificates).join(series_table, series_table.c.codes_version == certificates.c.version)
+        found = [row for part in parts(names) for row in self._rows(CertificateRow, query.where(among(part)))]
+        return {row.series: row for row in found}
 
     def certificates(self, series: str | None = None, *, current_only: bool = True) -> list[CertificateRow]:
         """Certificates of all series or one, expired ones too; current_only: of the codes that series point to."""
@@ -241,34 +290,6 @@ def _one(connection: Connection, name: str) -> SeriesRow:
     if found:
         raise StoreError("NOT_FOUND", "several series begin like that", hint="give more of the pseudonym")
     raise StoreError("NOT_FOUND", "no series begins like that")
-
-
-def done_by(model: str, settings_digest: str) -> Select[Any]:
-    """For a query over series: its undamaged codes of the current volume by this model and these settings."""
-    return (
-        select(encodings.c.version)
-        .where(
-            encodings.c.series == series_table.c.series,
-            encodings.c.source_version == series_table.c.volume_version,
-            encodings.c.model == model,
-            encodings.c.settings_digest == settings_digest,
-            encodings.c.damage == "",
-        )
-        .correlate(series_table)
-    )
-
-
-def stands(settings_digest: str) -> ColumnElement[bool]:
-    """For a query over series: whether its current codes, by whatever model, count: not stale, whole, these settings."""
-    codes = select(encodings.c.version).where(
-        models.c.model == encodings.c.model,
-        models.c.group == series_table.c.group,
-        encodings.c.version == series_table.c.codes_version,
-        encodings.c.source_version == series_table.c.volume_version,
-        encodings.c.settings_digest == settings_digest,
-        encodings.c.damage == "",
-    )
-    return and_(series_table.c.state.in_(["encoded", "quality_failed"]), codes.correlate(series_table).exists())
 
 
 def select_rows(connection: Connection, kind: type[Row], query: Select[Any]) -> list[Row]:

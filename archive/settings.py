@@ -184,6 +184,9 @@ class EncodeSettings(Section):
     profile: Literal["exact", "fast"] = Field("exact", description="exact: fp32 and repeatable; fast: bf16.")
     levels: int | None = Field(None, ge=1, le=16, description="Residual levels to store; none: all of the model.")
     batch_voxels: int = Field(16 * 2**20, gt=0, description="Voxels that make up one batch of series.")
+    batch_series: int = Field(
+        128, gt=0, description="Most series in one batch: what bounds memory where they are small."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     memory_bytes: int = Field(
         2**28, ge=2**22, description="Voxels that one worker holds: read ahead, and waiting for their batch, in bytes."

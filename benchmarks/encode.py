@@ -181,7 +181,7 @@ def in_flow(root: Path, names: list[str], workers: int, arguments: argparse.Name
             gate = GateSettings(min_psnr=-1e6 - repeat - 100 * workers)
             stage.workspace.settings = stage.settings.model_copy(update={"gate": gate})
             began = time.perf_counter()
-            counts = encode_group(stage, GROUP, rows, row)
+            counts = encode_group(stage, GROUP, row, names)
             best = min(best, time.perf_counter() - began)
             assert counts.encoded == len(names), counts
     return best
@@ -189,7 +189,7 @@ def in_flow(root: Path, names: list[str], workers: int, arguments: argparse.Name
 
 def warm(stage: Stage, rows: list, row: ModelRow, scratch: Path) -> None:
     """Let every worker load the model and encode once; what it writes lies elsewhere."""
-    job = plan_jobs(stage, rows[:1], row)[0][0]
+    job = plan_jobs(stage, rows[:1], row)[0]
     jobs = [replace(job, series=f"{number:032x}", codes=scratch) for number in range(4 * stage.cluster.workers)]
     assert all(done.result for done in stage.cluster.run(encode_batch, [[job] for job in jobs]))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from archive import groups
-from archive.catalog_schema import CertificateRow, ModelRow, SeriesRow
+from archive.catalog_schema import CertificateRow, ModelRow
 from archive.errors import MismatchError
 from archive.where import Expression, matches, parse
 from flows.artifacts import publish_worst
@@ -15,7 +16,7 @@ from flows.events import MOST_SERIES, tell_failed
 from flows.parameters import DryRun, Group, ModelId, Overrides, SeriesIds, Where, WorkspacePath
 from flows.recording import finish, sentence
 from flows.staged import stage_flow, staged
-from tasks.encode import EncodeCounts, encode_group, plan_jobs
+from tasks.encode import EncodeCounts, encode_group, wanted_of
 from tasks.stage import Outcome, Stage, call
 
 EncodeProfile = Annotated[
@@ -47,33 +48,32 @@ def encode(
         named = stage.catalog.model(model) if model else None
         if named and not group and not series:
             group = named.group
-        rows = chosen(stage, group or None, series, condition)
-        counts, no_model, planned = EncodeCounts(), [], 0
-        for name in sorted({row.group for row in rows}):
-            members = [row for row in rows if row.group == name]
+        asked = chosen(stage, group or None, series, condition)
+        counts, no_model, planned = EncodeCounts(), 0, 0
+        for name, (members, names) in asked.items():
             with_model = _model_for(stage, name, named)
             if with_model is None:
                 no_model += members
+                counts += EncodeCounts(series=members)
+                if not dry_run:
+                    _without_model(stage, name, names)
             elif dry_run:
-                jobs, unchanged = plan_jobs(stage, members, with_model, any_model=named is None)
-                # A series that is to move to another group has codes of the wrong model, whatever group it was asked by.
-                going = {row.series for row in members if row.series in moved} - {job.series for job in jobs}
-                planned += len(jobs) + len(going)
-                counts += EncodeCounts(series=len(members), unchanged=unchanged - len(going))
+                missing = _missing(stage, with_model, names, moved, any_model=named is None)
+                planned += missing
+                counts += EncodeCounts(series=members, unchanged=members - missing)
             else:
-                counts += call(encode_group, stage, name, members, with_model, any_model=named is None)
-        counts += EncodeCounts(series=len(no_model))
-        if no_model and not dry_run:
-            stage.catalog.set_reason([row.series for row in no_model], "NO_MODEL")
-            stage.reasons["NO_MODEL"] += len(no_model)
-        scope = {row.series for row in rows}
-        below = sum(row.series in scope for row in stage.catalog.series(group=group or None, states=["quality_failed"]))
+                counts += call(encode_group, stage, name, with_model, names, any_model=named is None)
+        # Those of earlier runs too: a night does not turn green by being repeated.
+        below = sum(
+            sum(stage.catalog.count_series(names, group=name, state="quality_failed").values())
+            for name, (_, names) in asked.items()
+        )
         shown = {
             "series encoded": counts.encoded,
             "would be encoded": planned,
             "below the gate": counts.below_gate,
             "not encoded": counts.failed - counts.below_gate,
-            "without a model": len(no_model),
+            "without a model": no_model,
             "unchanged": counts.unchanged,
             "left to another run": counts.leased,
             "moved to another group": 0 if dry_run else len(moved),
@@ -101,22 +101,53 @@ def encode(
                 reasons=dict(stage.reasons),
                 sentence=sentence("encode", shown, dict(stage.reasons), "no series")
                 + ("; nothing new" if nothing and counts.unchanged else ""),
-                found=bool(rows),
+                found=bool(asked),
                 quarantined=counts.failed - counts.below_gate - counts.damaged,
-                below_gate=below,  # those of earlier runs too: a night does not turn green by being repeated
+                below_gate=below,
                 damaged=counts.damaged,
             ),
             stage,
         )
 
 
-def chosen(stage: Stage, group: str | None, series: list[str], condition: Expression | None) -> list[SeriesRow]:
-    """The series with a volume that the filters leave; raises StoreError NOT_FOUND for one that does not exist."""
-    rows = stage.catalog.series(series, group=group)
-    if condition is None:
-        return rows
-    certificates = {row.series: row for row in stage.catalog.certificates()}
-    return [row for row in rows if matches(condition, row, certificates.get(row.series))]
+def chosen(
+    stage: Stage, group: str | None, series: list[str], condition: Expression | None
+) -> dict[str, tuple[int, list[str] | None]]:
+    """Per group how many series the filters leave, and which; None is all of the group.
+
+    Raises StoreError NOT_FOUND for a series that does not exist.
+    """
+    if not series and condition is None:
+        return {name: (count, None) for name, count in stage.catalog.count_series(group=group).items()}
+    found: dict[str, list[str]] = {}
+    for rows in [stage.catalog.series(series, group=group)] if series else stage.catalog.pages(group):
+        certificates = stage.catalog.certificates_of(row.series for row in rows) if condition is not None else {}
+        for row in rows:
+            if condition is None or matches(condition, row, certificates.get(row.series)):
+                found.setdefault(row.group, []).append(row.series)
+    return {name: (len(names), names) for name, names in sorted(found.items())}
+
+
+def _without_model(stage: Stage, group: str, names: list[str] | None) -> None:
+    """Put NO_MODEL on the series of a group, or those named of it."""
+    pages = ([row.series for row in rows] for rows in stage.catalog.pages(group)) if names is None else [names]
+    for page in pages:
+        stage.catalog.set_reason(page, "NO_MODEL")
+        stage.reasons["NO_MODEL"] += len(page)
+
+
+def _missing(
+    stage: Stage, model: ModelRow, names: list[str] | None, moved: Mapping[str, str], *, any_model: bool
+) -> int:
+    """How many series of a group a run would encode.
+
+    A series that is to move to another group has codes of the wrong model, whatever group it was asked by.
+    """
+    wanted = wanted_of(stage, model, any_model=any_model)
+    going = [row.series for row in stage.catalog.series(moved, group=model.group)] if moved else []
+    if names is not None:
+        going = sorted(set(going) & set(names))
+    return stage.catalog.left_to_encode(wanted, names)[0] + len(going) - stage.catalog.left_to_encode(wanted, going)[0]
 
 
 def _failed_now(stage: Stage) -> list[CertificateRow]:

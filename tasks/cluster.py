@@ -293,12 +293,18 @@ def batches_by_size(items: Sequence[Item], size: Callable[[Item], int], limit: i
 
     The order of the items is kept, so that a run and its repetition cut alike.
     """
-    total = sum(size(item) for item in items)
-    return list(cut(items, size, max(1, min(limit, -(-total // (4 * workers))))))
+    return list(cut(items, size, batch_limit(sum(size(item) for item in items), limit, workers)))
 
 
-def cut(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
-    """Items in batches of at most `limit` (one item may exceed it), each as soon as it is full."""
+def batch_limit(total: int, limit: int, workers: int) -> int:
+    """The largest batch: `limit`, or less where there would be fewer than four per worker."""
+    return max(1, min(limit, -(-total // (4 * workers))))
+
+
+def cut(
+    items: Iterable[Item], size: Callable[[Item], int], limit: int, most: int | None = None
+) -> Iterator[list[Item]]:
+    """Items in batches of at most `limit` (one item may exceed it) and `most` items, each as soon as it is full."""
     batch: list[Item] = []
     filled = 0
     for item in items:
@@ -307,5 +313,8 @@ def cut(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Itera
             batch, filled = [], 0
         batch.append(item)
         filled += size(item)
+        if filled >= limit or len(batch) == most:
+            yield batch
+            batch, filled = [], 0
     if batch:
         yield batch

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from archive.catalog_conditions import Wanted
+from archive.catalog_queries import PAGE
 from archive.catalog_schema import EncodingCommit, ModelRow, SeriesRow
 from archive.settings import GateSettings
 from model.jobs import EncodeJob, EncodeRecord, encode_batch
-from tasks.cluster import batches_by_size
+from tasks.cluster import batch_limit, cut
 from tasks.progress import advance
 from tasks.records import encoding_commit
 from tasks.stage import Stage, recorded
@@ -40,21 +42,21 @@ def settings_digest(profile: str, levels: int | None, gate: GateSettings) -> str
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plan_jobs(
-    stage: Stage, rows: Sequence[SeriesRow], model: ModelRow, *, any_model: bool = False
-) -> tuple[list[EncodeJob], int]:
-    """Jobs for the series of one group that have no codes of this source version, model and settings; how many have.
+def wanted_of(stage: Stage, model: ModelRow, *, any_model: bool = False) -> Wanted:
+    """The codes that the settings of this run ask for of a model's group.
 
     any_model: codes by another model that was asked for since the last promotion will do.
     """
+    encode = stage.settings.encode
+    digest = settings_digest(encode.profile, encode.levels, stage.settings.gate_of(model.group))
+    return Wanted(model.group, model.model, digest, any_model)
+
+
+def plan_jobs(stage: Stage, rows: Sequence[SeriesRow], model: ModelRow) -> list[EncodeJob]:
+    """A job for each series but those that were forgotten meanwhile."""
     settings, workspace = stage.settings, stage.workspace
-    gate = settings.gate_of(model.group)
-    digest = settings_digest(settings.encode.profile, settings.encode.levels, gate)
-    missing = {row.series for row in stage.catalog.to_encode(model.group, model.model, digest, any_model=any_model)}
-    todo = [row for row in rows if row.series in missing]
-    digests = stage.catalog.manifest_digests(row.volume_version for row in todo)
-    todo = [row for row in todo if row.volume_version in digests]  # not what was forgotten meanwhile
-    jobs = [
+    digests = stage.catalog.manifest_digests(row.volume_version for row in rows)
+    return [
         EncodeJob(
             series=row.series,
             voxels=row.voxels,
@@ -66,68 +68,91 @@ def plan_jobs(
             model=model.model,
             profile=settings.encode.profile,
             levels=settings.encode.levels,
-            gate=gate,
-            settings_digest=digest,
+            gate=settings.gate_of(model.group),
+            settings_digest=wanted_of(stage, model).settings_digest,
             device=settings.encode.device,
             certify=settings.encode.certify,
             certify_slices=settings.encode.certify_slices,
             memory_bytes=settings.encode.memory_bytes,
         )
-        for row in todo
+        for row in rows
+        if row.volume_version in digests
     ]
-    return jobs, len(rows) - len(jobs)
 
 
 @recorded("encode-group", "encode {group}")
 def encode_group(
     stage: Stage,
     group: str,
-    rows: Sequence[SeriesRow],
     model: ModelRow,
+    names: Sequence[str] | None = None,
     *,
     any_model: bool = False,
     beside: bool = False,
 ) -> EncodeCounts:
-    """Encode what is new or stale of one group; every series is committed as soon as its batch is done.
+    """Encode what is new or stale of one group, or of those named of it; each is committed as soon as its batch is done.
 
     any_model: codes by another model that was asked for since the last promotion will do. beside: readers go on with
-    the codes that they have.
+    the codes that they have. Memory does not grow with the group: series are planned and leased a page at a time.
     """
-    gate = stage.settings.gate_of(group)
-    encode = stage.settings.encode
-    digest = settings_digest(encode.profile, encode.levels, gate)
+    encode, catalog = stage.settings.encode, stage.catalog
+    wanted = wanted_of(stage, model, any_model=any_model)
     if not beside:
-        names = [row.series for row in rows]
-        stage.catalog.adopt_encodings(group, model.model, digest, names=names, any_model=any_model)
-    jobs, _ = plan_jobs(stage, rows, model, any_model=any_model)
-    granted = set(stage.leases.acquire([f"series:{job.series}" for job in jobs]))
-    leased = len(jobs) - len(granted)
-    # Planned again under the leases: another run may have finished some of them meanwhile.
-    planned, _ = plan_jobs(stage, rows, model, any_model=any_model)
-    todo = [job for job in planned if f"series:{job.series}" in granted]
-    stage.leases.release(granted - {f"series:{job.series}" for job in todo})
-    counts = EncodeCounts(series=len(rows), unchanged=len(rows) - leased - len(todo), leased=leased)
-    done_series, done_voxels, all_voxels = 0, 0, sum(job.voxels for job in todo)
-    if todo:
-        advance(f"encode {group}", 0, all_voxels, "voxels", f"0 of {len(todo)} series")
-    batches = batches_by_size(todo, _voxels, stage.settings.encode.batch_voxels, stage.cluster.workers)
+        catalog.adopt_encodings(group, model.model, wanted.settings_digest, names=names, any_model=any_model)
+    there = catalog.count_series(names, group=group).get(group, 0)
+    left, voxels = catalog.left_to_encode(wanted, names)
+    skipped = _Skipped(unchanged=there - left)
+    counts, done_series, done_voxels = EncodeCounts(), 0, 0
+    if left:
+        advance(f"encode {group}", 0, voxels, "voxels", f"0 of {left} series")
+    limit = batch_limit(voxels, encode.batch_voxels, stage.cluster.workers)
+    batches = cut(_granted(stage, model, wanted, names, skipped), _voxels, limit, encode.batch_series)
     for done in stage.cluster.run(encode_batch, batches):
         records = done.result
         if records is None:
             records = [EncodeRecord(job, None, None, "WORKER_KILLED") for job in done.items]
         commits = [_commit(record) for record in records if record.committed]
-        committed = stage.catalog.commit_encodings(commits, beside=beside)
+        committed = catalog.commit_encodings(commits, beside=beside)
         lost = {outcome.series for outcome in committed if outcome.status == "lost"}
         for code in {record.code for record in records if record.code} if not beside else ():
-            stage.catalog.set_reason([record.job.series for record in records if record.code == code], code)
+            catalog.set_reason([record.job.series for record in records if record.code == code], code)
         stage.leases.release([f"series:{record.job.series}" for record in records])
         for record in records:
             counts += EncodeCounts(unchanged=1) if record.job.series in lost else _count(record)
             stage.reasons.update(_reasons(record))
             done_voxels += record.job.voxels
         done_series += len(records)
-        advance(f"encode {group}", done_voxels, all_voxels, "voxels", f"{done_series} of {len(todo)} series")
-    return counts
+        text = f"{done_series} of {left} series"
+        advance(f"encode {group}", done_voxels, max(voxels - skipped.voxels, done_voxels), "voxels", text)
+    return counts + EncodeCounts(series=there, unchanged=skipped.unchanged, leased=skipped.leased)
+
+
+@dataclass
+class _Skipped:
+    """What a group's planning came past: series with codes already, series that another run works on."""
+
+    unchanged: int
+    leased: int = 0
+    voxels: int = 0
+
+
+def _granted(
+    stage: Stage, model: ModelRow, wanted: Wanted, names: Sequence[str] | None, skipped: _Skipped
+) -> Iterator[EncodeJob]:
+    """Jobs under this run's leases, planned as far as workers have come; what is left out is added to `skipped`."""
+    catalog, last = stage.catalog, ""
+    while rows := catalog.to_encode(wanted, names, after=last, limit=PAGE):
+        last = rows[-1].series
+        granted = stage.leases.acquire([f"series:{row.series}" for row in rows])
+        # Asked again under the leases: another run may have finished some of them meanwhile.
+        still = catalog.to_encode(wanted, [resource.removeprefix("series:") for resource in granted])
+        jobs = plan_jobs(stage, still, model)
+        mine = {f"series:{job.series}" for job in jobs}
+        stage.leases.release(set(granted) - mine)
+        skipped.leased += len(rows) - len(granted)
+        skipped.unchanged += len(granted) - len(jobs)
+        skipped.voxels += sum(row.voxels for row in rows if f"series:{row.series}" not in mine)
+        yield from jobs
 
 
 def _commit(record: EncodeRecord) -> EncodingCommit:

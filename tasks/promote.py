@@ -30,7 +30,7 @@ def compare_models(
         chosen = {row.series for row in rows}
         for model in (current, candidate):
             there = figures_of(catalog, group, model.model, *rules)
-            encode_group(stage, group, [row for row in rows if row.series not in there], model, beside=True)
+            encode_group(stage, group, model, [row.series for row in rows if row.series not in there], beside=True)
         ours, theirs = (figures_of(catalog, group, model.model, *rules) for model in (current, candidate))
         failed = chosen & ours.keys() - theirs.keys()
     pairs = pairs_of(catalog, *names, *rules)

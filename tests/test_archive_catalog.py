@@ -16,6 +16,7 @@ from sqlalchemy import insert, update
 
 from archive import catalog_engine, catalog_tables, superseded
 from archive.catalog import Catalog, ModelRow, QuarantineRow
+from archive.catalog_conditions import Wanted
 from archive.catalog_engine import on_network, open_database, reading, writing
 from archive.catalog_tables import encodings, meta
 from archive.errors import ConfigError, MismatchError, StoreError, TransientError
@@ -224,7 +225,7 @@ def test_new_content_makes_codes_stale_and_expires_their_certificate(workspace):
     assert after.volume_version == second.committed.version
     assert [row.expired for row in catalog.certificates()] == [True]
     assert catalog.version(after.volume_version).manifest == second.committed.manifest
-    assert [row.series for row in catalog.to_encode("ct", MODEL, SETTINGS)] == [SERIES]
+    assert [row.series for row in catalog.to_encode(Wanted("ct", MODEL, SETTINGS))] == [SERIES]
 
 
 def test_two_sources_of_one_series_are_both_known(workspace):
@@ -370,9 +371,9 @@ def test_commits_of_every_kind_in_one_call_come_out_as_one_by_one(workspace):
 def test_damaged_codes_are_made_again(workspace):
     catalog = workspace.catalog
     row = catalog.one(SERIES)
-    assert catalog.to_encode("ct", MODEL, SETTINGS) == []
+    assert catalog.to_encode(Wanted("ct", MODEL, SETTINGS)) == []
     catalog.mark_checked({row.codes_version: "MISSING"})
-    assert [item.series for item in catalog.to_encode("ct", MODEL, SETTINGS)] == [SERIES]
+    assert [item.series for item in catalog.to_encode(Wanted("ct", MODEL, SETTINGS))] == [SERIES]
     assert [item.damage for item in catalog.codes_stored()] == ["MISSING"]
     codes = store_samples.codes(store_samples.volume(), row.volume_version)
     outcome = catalog.commit_encodings([store_samples.encoding_commit(workspace.codes, codes)])[0]

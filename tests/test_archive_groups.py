@@ -8,6 +8,7 @@ import pytest
 import store_samples
 
 from archive.catalog import ModelRow
+from archive.catalog_conditions import Wanted
 from archive.groups import matching, moves, regroup
 from archive.settings import GroupSettings, parse
 from archive.workspace import Workspace
@@ -71,7 +72,7 @@ def test_series_move_and_come_back_with_the_codes_that_they_had(workspace):
     codes = store_samples.codes(store_samples.volume(), moved.volume_version)
     chest.catalog.commit_encodings([store_samples.encoding_commit(chest.codes, codes, settings="other")])
     chest.catalog.add_model(ModelRow("2" * 64, "chest", "tiny"))
-    left = chest.catalog.to_encode("chest", "2" * 64, "other", any_model=True)
+    left = chest.catalog.to_encode(Wanted("chest", "2" * 64, "other", any_model=True))
     assert {row.series for row in left} == {SERIES, "b" * 32}
     assert set(regroup(workspace)) == {SERIES, "b" * 32}
     assert workspace.catalog.adopt_encodings("ct", store_samples.MODEL, store_samples.SETTINGS) == [SERIES]
