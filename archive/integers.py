@@ -57,12 +57,15 @@ def frequencies(scores: np.ndarray, shift: float = 1.0) -> np.ndarray:
     every symbol one more gets 2 ** FULL. The floats are containers: every product and sum below is a whole number
     under 2 ** 53 over a power of two, so nothing is ever rounded but by the floors that are asked.
     """
-    np.subtract(scores.max(axis=1, keepdims=True), scores, out=scores)
+    # argmax is three times faster than max along the last axis.
+    largest = scores.reshape(-1).take(np.arange(0, scores.size, scores.shape[1]) + scores.argmax(axis=1))
+    np.subtract(largest[:, None], scores, out=scores)
     scores *= shift
-    weights = _POWERS.take(scores.astype(np.intp), mode="clip")
+    np.clip(scores, 0, _REACH, out=scores)
+    weights = _POWERS.take(scores.astype(np.uint16), mode="clip")
     total = 2**FULL - scores.shape[1]
-    scale = np.floor_divide(total << 20, weights.sum(axis=1).astype(np.int64)).astype(np.float64)
+    scale = np.floor_divide(total << 20, np.einsum("ns->n", weights).astype(np.int64)).astype(np.float64)
     weights *= (scale * 2.0**-20)[:, None]
     np.floor(weights, out=weights)
-    weights[:, 0] += total - weights.sum(axis=1)  # what the floors left over: less than 2 ** -16 of it
+    weights[:, 0] += total - np.einsum("ns->n", weights)  # what the floors left over: less than 2 ** -16 of it
     return weights
