@@ -66,7 +66,7 @@ def commit(root: Path, series: str, write: Callable[[Path], None]) -> Committed:
         fault_point("commit.written")
         manifest = manifest_of(stage)
         fault_point("commit.manifest")
-        _sync_tree(stage)
+        sync_tree(stage)
         fault_point("commit.synced")
         target = root / series / version
         _move(stage, target)
@@ -159,7 +159,10 @@ def sync_folder(folder: Path) -> None:
     _sync(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """fsync everything in a folder, and it; or one file."""
+    if folder.is_file():
+        _sync(folder, os.O_RDONLY)
     for path in _files(folder):
         _sync(path, os.O_RDONLY)
     folders = [Path(here) for here, _, _ in os.walk(folder)]

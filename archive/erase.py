@@ -1,4 +1,4 @@
-"""Erase a series or a patient everywhere: linkage, catalog, volumes, codes, quarantine, and the reports that show them."""
+"""Erase a series or a patient everywhere: linkage, catalog, volumes, codes, quarantine, reports and exports."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from archive.catalog_tables import quarantine, series_table
 from archive.collect import dead_stages
 from archive.commit import fault_point, remove_tree
 from archive.errors import StoreError, TransientError
+from archive.exported import forget_exports
 from archive.keys import Pseudonyms
 from archive.leases import Leases
 from archive.linkage import Filed, GroupOutcome
@@ -27,12 +28,13 @@ from archive.workspace import Workspace
 
 @dataclass(frozen=True)
 class Erased:
-    """What went. refused: rows of the quarantine."""
+    """What went. refused: rows of the quarantine. exports: files and folders below the workspace's exports."""
 
     series: int
     folders: int
     reports: int
     refused: int = 0
+    exports: int = 0
 
 
 @dataclass
@@ -190,6 +192,8 @@ def _erase(workspace: Workspace, marked: Marked, leases: Leases, reason: str) ->
             remove_tree(folder)
     folders = sum(_remove(root / name) for root in (workspace.volumes, workspace.codes) for name in names)
     fault_point("erase.folders")
+    exports = forget_exports(workspace.exports, marked.series)
+    fault_point("erase.exports")
     groups = {row.group for row in stored}
     for model in workspace.catalog.models():
         if model.group in groups:  # its samples may be slices of this patient
@@ -210,7 +214,7 @@ def _erase(workspace: Workspace, marked: Marked, leases: Leases, reason: str) ->
     fault_point("erase.rows")
     refused += _unlist(workspace, marked.anchors | marked.series)
     workspace.catalog.end_run(leases.run, "completed", {"series": len(stored)})
-    return Erased(series=len(stored), folders=folders, reports=reports, refused=refused)
+    return Erased(series=len(stored), folders=folders, reports=reports, refused=refused, exports=exports)
 
 
 def _remove_from_sight(workspace: Workspace, names: list[str], reason: str) -> None:

@@ -33,6 +33,7 @@ class Workspace:
         self.codes = root / "codes.zarr"
         self.models = root / "models"
         self.reports = root / "reports"
+        self.exports = root / "exports"
         self.training = root / "training"
 
     def __repr__(self) -> str:

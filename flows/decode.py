@@ -13,8 +13,6 @@ from flows.recording import finish
 from flows.staged import stage_flow, staged
 from tasks.stage import Outcome
 
-EXPORTS = "exports"
-
 Out = Annotated[
     str,
     Field(min_length=1, description="Folder to write to; a relative one is made in the workspace's exports folder."),
@@ -32,7 +30,9 @@ Levels = Annotated[
     int, Field(ge=0, description="Decode only this many levels of the codes, which is coarser; 0: all of them.")
 ]
 Roi = Annotated[str, Field(description="Part of the grid as z0:z1,y0:y1,x0:x1 in voxels; empty: the whole volume.")]
-Jobs = Annotated[int, Field(ge=0, description="Processes that write side by side; 0: one per core.")]
+Jobs = Annotated[
+    int, Field(ge=0, description="Processes that write side by side; 0: one per core as far as memory goes.")
+]
 
 
 @stage_flow("decode")
@@ -58,7 +58,7 @@ def decode(
     from flows.cohort import export_many
 
     with staged("decode", workspace, settings) as stage:
-        folder = stage.workspace.root / EXPORTS / Path(out).expanduser()
+        folder = stage.workspace.exports / Path(out).expanduser()
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         done = export_many(
             stage.workspace,

@@ -75,10 +75,15 @@ def decode(
     where: Annotated[
         str | None, typer.Option("--where", metavar="CONDITION", help="As for encode: 'psnr < 38 and modality = CT'.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="Of many: nifti, dicom, ome-zarr or png.")] = "nifti",
-    naming: Annotated[str, typer.Option("--naming", help="Of many: pseudonym, or bids.")] = "pseudonym",
+    format: Annotated[
+        str | None, typer.Option("--format", help="Of many: nifti (if nothing is said), dicom, ome-zarr or png.")
+    ] = None,
+    naming: Annotated[
+        str | None, typer.Option("--naming", help="Of many: pseudonym (if nothing is said), or bids.")
+    ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Of many: processes side by side; one per core by default.")
+        int | None,
+        typer.Option("--jobs", min=1, help="Of many: processes side by side; one per core as far as memory goes."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -106,14 +111,20 @@ def decode(
                 Path(what[0]),
                 group=group,
                 where=where,
-                format=format,  # type: ignore[arg-type]  # checked there
-                naming=naming,  # type: ignore[arg-type]
+                format=format or "nifti",  # type: ignore[arg-type]  # checked there
+                naming=naming or "pseudonym",  # type: ignore[arg-type]
                 tier=tier,  # type: ignore[arg-type]
                 levels=levels,
                 roi=roi,
                 jobs=jobs,
             )
         raise typer.Exit(console.show_outcome(outcome, as_json))
+    if (format, naming, jobs) != (None, None, None):
+        raise ConfigError(
+            "BAD_USAGE",
+            "--format, --naming and --jobs are for many series",
+            hint="the name of OUT chooses the format of one: .nii.gz, .nii, .ome.zarr, .png, or none for DICOM",
+        )
     from flows.export import export
 
     done = export(home, what[0], Path(what[1]), tier, levels, roi)  # type: ignore[arg-type]
@@ -164,7 +175,7 @@ def forget(
     erased = erase(Home.open(workspace), series=series, patient=patient)
     words = (
         f"forget: {erased.series} series, {erased.refused} refused items, {erased.folders} folders, "
-        f"{erased.reports} reports erased"
+        f"{erased.reports} reports, {erased.exports} exports in the workspace erased"
     )
     _say(erased.__dict__, words, as_json)
 

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import dicom_tables
 import nibabel
 import numpy as np
+import psutil
 import pydicom
 import pytest
 from PIL import Image
@@ -16,7 +19,8 @@ from archive.codes import StoredCodes
 from archive.errors import ConfigError
 from archive.settings import GateSettings
 from archive.workspace import Workspace, open_codes, open_volumes
-from flows.cohort import LEDGER, Job, Ledger, _run, export_many
+from flows.cohort import export_many
+from flows.cohort_pool import Job, Written, processes, written
 from flows.export import export, opened_series
 from model import open_decoded
 
@@ -163,20 +167,31 @@ def test_many_are_written_side_by_side_and_found_done_the_next_time(home, tmp_pa
     assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {f"{row.series}.nii.gz" for row in rows}
 
 
-def test_what_an_ended_run_left_is_made_again_and_what_is_not_ours_stays(home, tmp_path):
+def test_what_is_not_ours_stays_and_other_options_replace_what_is(home, tmp_path):
     out = tmp_path / "out"
     export_many(home, out, group="ct", jobs=1)
-    ours, other = sorted(out.glob("*.nii.gz"))
-    whole = ours.read_bytes()
-    lines = (out / LEDGER).read_text().splitlines()
-    (out / LEDGER).write_text("\n".join(line for line in lines if ours.name not in line or "begun" in line) + '\n{"cut')
-    ours.write_bytes(b"half")
+    ours, changed = sorted(out.glob("*.nii.gz"))
+    before = ours.read_bytes()
+    changed.write_bytes(b"by hand")
     mine = out / f"{one(home, 'MR').series}.nii.gz"
     mine.write_text("not voxbook's")
-    done = export_many(home, out, jobs=1)
-    assert ours.read_bytes() == whole and mine.read_text() == "not voxbook's"
-    assert done.reasons == {"OCCUPIED": 1} and done.quarantined == 1 and done.counts["unchanged"] == 1
-    assert other.exists()
+    done = export_many(home, out, roi="0:1,0:8,0:8", jobs=1)
+    assert changed.read_bytes() == b"by hand" and mine.read_text() == "not voxbook's"
+    assert done.reasons == {"OCCUPIED": 2} and done.quarantined == 2
+    assert ours.read_bytes() != before and nibabel.load(ours).shape == (8, 8, 1)
+
+
+def test_an_export_that_fails_leaves_the_one_before(home, tmp_path, monkeypatch):
+    export_many(home, tmp_path, group="ct", jobs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.nii.gz")}
+    monkeypatch.setattr("flows.cohort_pool.export", _fail)
+    done = export_many(home, tmp_path, group="ct", roi="0:1,0:8,0:8", jobs=1)
+    assert done.reasons == {"UNEXPECTED": 2} and done.counts["written"] == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.nii.gz")} == before
+
+
+def _fail(*_: object) -> None:
+    raise MemoryError
 
 
 def test_bids_names_hold_pseudonyms_and_every_file_has_its_sidecar(home, tmp_path):
@@ -206,16 +221,46 @@ def test_wrong_wishes_are_refused_before_anything_is_written(home, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_dies_leaves_no_series_uncounted(tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.cohort.write_one", _die)
-    jobs = [Job(tmp_path, f"{n:032x}", tmp_path / f"{n}.nii.gz", str(n), "volume", None, None) for n in range(12)]
-    told = list(_run(jobs, Ledger(tmp_path), jobs=2))
-    assert sorted(job.series for job, _ in told) == [job.series for job in jobs]
-    assert {code for _, code in told} == {"WORKER_KILLED"}
+def test_a_series_that_kills_its_worker_is_tried_alone_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.cohort_pool.write_one", _die_of_five)
+    jobs = [
+        Job(tmp_path, f"{n:032x}", tmp_path / f"{n}.part", tmp_path / f"{n}.nii.gz", str(n), "volume", None, None)
+        for n in range(12)
+    ]
+    told = {done.job.series: done.code for done in written(iter(jobs), 2)}
+    assert told == {job.series: "WORKER_KILLED" if int(job.series, 16) == 5 else "" for job in jobs}
 
 
-def _die(job: Job) -> str:
-    os._exit(1)
+def _die_of_five(job: Job) -> Written:
+    if int(job.series, 16) == 5:
+        os._exit(1)
+    return Written(job)
+
+
+def test_processes_end_with_the_run_that_started_them(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from flows.cohort_pool import _pool\n"
+        "from os import getpid\n"
+        "if __name__ == '__main__':\n"
+        "    pool = _pool(1)\n"
+        "    print(pool.submit(getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as run:
+        worker = psutil.Process(int(run.stdout.readline()))
+        assert worker.is_running()
+        run.kill()
+    assert worker.wait(timeout=30) is None or not worker.is_running()
+
+
+def test_memory_bounds_how_many_are_written_side_by_side(monkeypatch):
+    monkeypatch.setattr("flows.cohort_pool.cores", lambda: 8)
+    monkeypatch.setattr("flows.cohort_pool.memory_bytes", lambda: 2**34)
+    assert (processes(2**20), processes(2**28), processes(2**32)) == (8, 4, 1)
 
 
 def test_the_deployment_writes_into_the_workspaces_exports(workspace):
