@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import email.utils
 import json
 import os
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from archive.settings import ClusterSettings
 from archive.workspace import Workspace
 from flows.checks import Check
+from flows.server import authorization, password_of
 
 LEAST_FREE_BYTES = 2 * 2**30
 SKEW_S = 5.0  # leases and graces count in minutes; what is far above a round trip is worth a look
@@ -109,7 +109,7 @@ def prefect(url: str | None) -> list[Check]:
 
     ours = importlib.metadata.version("prefect")
     place = without_password(url)
-    request = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=_authorization())
+    request = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=authorization(password_of(url)))
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             theirs = json.loads(response.read())
@@ -213,15 +213,6 @@ def without_password(url: str) -> str:
     """A URL as it may be shown."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _authorization() -> dict[str, str]:
-    from prefect.settings import get_current_settings
-
-    secret = get_current_settings().api.auth_string
-    if secret is None:
-        return {}
-    return {"Authorization": "Basic " + base64.b64encode(secret.get_secret_value().encode()).decode()}
 
 
 def _there(folder: Path) -> Path:

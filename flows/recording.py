@@ -53,9 +53,12 @@ def run_stage(flow: Any, notice: Callable[[str], None], **parameters: Any) -> Ou
     url = configured_api()
     if url and answers(url):
         refuse_secrets(parameters.get("settings", []))
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-        with temporary_settings({PREFECT_API_URL: url}):
+        from flows.server import password_of
+
+        secret = password_of(url)
+        with temporary_settings({PREFECT_API_URL: url, **({PREFECT_API_AUTH_STRING: secret} if secret else {})}):
             state = flow(**parameters, return_state=True)
             return state.result(raise_on_failure=not isinstance(_outcome(state), Outcome))
     reason = f"the Prefect API at {url} does not answer" if url else "no Prefect API is configured"

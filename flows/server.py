@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ from archive.workspace import Workspace
 
 READY_SECONDS = 120
 REFERENCE = "UI_SERVE_BASE"  # the file by which Prefect knows that it has copied the pages of its UI
+PASSWORD = "password"  # the file that holds what the server asks for, mode 0600
 NOWHERE = "http://127.0.0.1:9"  # a port that nobody listens on
 
 # What keeps a server on one machine small (measured: docs/prefect.md), and to itself.
@@ -76,17 +83,44 @@ def running_api() -> str | None:
     return state["api"]
 
 
-def start(workspace: Path, port: int, *, limit: int = 1, outgoing: bool = False) -> dict[str, Any]:
-    """Start the server and serve the workspace's deployments; raises ConfigError OCCUPIED where one runs already.
+def password_of(api: str) -> str | None:
+    """What that API asks for as `user:password`: our settings', or what `voxbook up` gave the server it started."""
+    from prefect.settings import get_current_settings
+
+    secret = get_current_settings().api.auth_string
+    if secret is not None:
+        return secret.get_secret_value()
+    if api != running_api():
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        return (home() / PASSWORD).read_text().strip()
+    return None
+
+
+def authorization(secret: str | None) -> dict[str, str]:
+    """The header that a Prefect API with a password wants."""
+    return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"} if secret else {}
+
+
+def start(
+    workspace: Path, port: int, *, limit: int = 1, outgoing: bool = False, password: bool = False
+) -> dict[str, Any]:
+    """Start the server and serve the workspace's deployments, and return when both are there.
 
     limit: runs at a time. outgoing: let the server send requests to other machines, as notifications of automations do;
-    without it a proxy that does not exist takes them all.
+    without it a proxy that does not exist takes them all. password: ask for one, which lies in `home()` for its owner
+    alone. Raises ConfigError OCCUPIED where a server runs already or a port is taken, TransientError NOT_FOUND where
+    one of the two does not come up; nothing of it runs on then.
     """
+    from flows.recording import answers
+
     if running_api():
         raise ConfigError("OCCUPIED", "voxbook is up already", hint="voxbook down ends it")
     stop()  # what an ended server left behind: another one would serve the same deployments beside it
-    if not _free(port):
-        raise ConfigError("OCCUPIED", f"port {port} is taken", hint="choose another with --port")
+    for taken in (one for one in (port, port + 1) if not _free(one)):
+        raise ConfigError(
+            "OCCUPIED", f"port {taken} is taken", hint="choose another with --port; reports take the next"
+        )
     root = Workspace.open(workspace, create=True).root
     folder = home()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,22 +135,23 @@ def start(workspace: Path, port: int, *, limit: int = 1, outgoing: bool = False)
         "DO_NOT_TRACK": "1",
         "PYTHONSAFEPATH": "1",
     }
-    if secret := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        environment.setdefault("PREFECT_API_AUTH_STRING", secret)
+    if secret := _password(folder, password):
+        environment |= {"PREFECT_SERVER_API_AUTH_STRING": secret, "PREFECT_API_AUTH_STRING": secret}
     server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    processes = [_spawn(server, environment | ({} if outgoing else CLOSED), folder / "server.log")]
+    serve = [sys.executable, "-m", "flows.cli", "serve", "-w", str(root), "--limit", str(limit)]
+    serve += ["--reports-port", str(port + 1)]
+    state: dict[str, Any] = {"api": api, "processes": [], "workspace": str(root)}
+    began = datetime.now(UTC)
     try:
-        _wait(api, processes[0])
-        serve = [sys.executable, "-m", "flows.cli", "serve", "-w", str(root), "--limit", str(limit)]
-        processes.append(_spawn([*serve, "--reports-port", str(port + 1)], environment, folder / "serve.log"))
+        _begin(state, server, environment | ({} if outgoing else CLOSED), folder / "server.log")
+        _wait("the Prefect server", lambda: answers(api), state)
+        _begin(state, serve, environment, folder / "serve.log")
+        _wait("what serves the deployments", lambda: _served(api, secret, began), state)
     except BaseException:
-        _end(processes)
+        stop()
         raise
-    state = {"api": api, "processes": [process.__dict__ for process in processes], "workspace": str(root)}
-    draft = folder / f".up.json.{os.getpid()}"
-    draft.write_text(json.dumps(state))
-    draft.rename(folder / "up.json")
-    return {"api": api, "ui": f"http://127.0.0.1:{port}", "home": str(folder), "workspace": str(root)}
+    words = {"password": str(folder / PASSWORD)} if secret else {}
+    return {"api": api, "ui": f"http://127.0.0.1:{port}", "home": str(folder), "workspace": str(root), **words}
 
 
 def _one_ui(folder: Path) -> Path:
@@ -137,7 +172,8 @@ def stop() -> int:
     if not state:
         return 0
     ended = _end([Started(**process) for process in state["processes"]])
-    (home() / "up.json").unlink(missing_ok=True)
+    for name in ("up.json", PASSWORD):
+        (home() / name).unlink(missing_ok=True)
     return ended
 
 
@@ -156,19 +192,53 @@ def _spawn(command: list[str], environment: dict[str, str], log: Path) -> Starte
     return Started(process.pid, psutil.Process(process.pid).create_time())
 
 
-def _wait(api: str, server: Started) -> None:
-    from flows.recording import answers
+def _begin(state: dict[str, Any], command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Start a process and note it at once: whatever ends this one, `stop` finds the other."""
+    state["processes"].append(_spawn(command, environment, log).__dict__)
+    draft = home() / f".up.json.{os.getpid()}"
+    draft.write_text(json.dumps(state))
+    draft.rename(home() / "up.json")
 
+
+def _wait(what: str, ready: Callable[[], bool], state: dict[str, Any]) -> None:
+    """Until it is ready; raises TransientError NOT_FOUND where what was started last ends before, or never is."""
+    started = Started(**state["processes"][-1])
+    log = f"see {'serve' if len(state['processes']) > 1 else 'server'}.log in {home()}"
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
-        if server.process() is None or server.process().status() == psutil.STATUS_ZOMBIE:  # type: ignore[union-attr]
-            raise TransientError("NOT_FOUND", "the Prefect server ended while starting", hint="see server.log")
-        if answers(api):
+        process = started.process()
+        if process is None or process.status() == psutil.STATUS_ZOMBIE:
+            raise TransientError("NOT_FOUND", f"{what} ended while starting", hint=log)
+        if ready():
             return
         time.sleep(0.3)
-    raise TransientError(
-        "NOT_FOUND", f"the Prefect server did not answer within {READY_SECONDS} s", hint="see server.log"
-    )
+    raise TransientError("NOT_FOUND", f"{what} was not ready within {READY_SECONDS} s", hint=log)
+
+
+def _served(api: str, secret: str | None, began: datetime) -> bool:
+    """Whether the deployments are there and were entered since then: a server remembers those of an earlier time."""
+    asked = json.dumps({"sort": "UPDATED_DESC", "limit": 1}).encode()
+    headers = {"Content-Type": "application/json", **authorization(secret)}
+    request = urllib.request.Request(f"{api}/deployments/filter", asked, headers)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as response:
+            found = json.load(response)
+    except (OSError, ValueError):
+        return False
+    return bool(found) and datetime.fromisoformat(found[0]["updated"]) >= began
+
+
+def _password(folder: Path, wanted: bool) -> str | None:
+    """`user:password` of the server to be started, kept for its owner alone; None where it asks for none."""
+    secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    if secret is None and wanted:
+        secret = f"voxbook:{secrets.token_urlsafe(24)}"
+    path = folder / PASSWORD
+    path.unlink(missing_ok=True)
+    if secret:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secret + "\n")
+    return secret
 
 
 def _end(processes: list[Started]) -> int:

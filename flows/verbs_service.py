@@ -110,21 +110,27 @@ def up(
     outgoing: Annotated[
         bool, typer.Option("--outgoing", help="Let the server send requests to other machines (notifications).")
     ] = False,
+    password: Annotated[
+        bool, typer.Option("--password", help="Ask for a password, where other people use this machine too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a Prefect server on this machine and serve the deployments of a workspace.
 
-    Reports are served on the next port, so that links from the UI open them. Nothing leaves the machine.
+    Reports are served on the next port, so that links from the UI open them. Nothing leaves the machine. Without
+    --password everybody on this machine can open the UI and start runs as you.
 
     Example: voxbook up -w ws
     """
     from flows.server import start
 
-    done = start(workspace, port, limit=limit, outgoing=outgoing)
+    done = start(workspace, port, limit=limit, outgoing=outgoing, password=password)
     if as_json:
         console.emit(done)
-    else:
-        sys.stdout.write(f"up: {done['ui']} (data in {done['home']}); voxbook down ends it\n")
+        return
+    sys.stdout.write(f"up: {done['ui']} (data in {done['home']}); voxbook down ends it\n")
+    if "password" in done:
+        sys.stdout.write(f"The page asks for a password: the line in {done['password']}, which only you can read\n")
 
 
 def down(as_json: Json = False) -> None:
