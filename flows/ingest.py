@@ -33,10 +33,12 @@ def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides 
         counts = IngestCounts()
         for alias in aliases:
             counts += call(ingest_source, stage, alias)
+        fresh = sum(row.first_seen >= stage.began for row in stage.catalog.quarantine())
+        known_ones = "" if fresh >= counts.quarantined else f" ({fresh or 'none'} of them new)"
         shown = {
             "series ingested": counts.ingested,
             "unchanged": counts.unchanged,
-            "quarantined": counts.quarantined,
+            f"quarantined{known_ones}": counts.quarantined,
             "left to another run": counts.leased,
             "files skipped": counts.skipped,
         }
@@ -50,6 +52,7 @@ def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides 
                     "ingested": counts.ingested,
                     "unchanged": counts.unchanged,
                     "quarantined": counts.quarantined,
+                    "quarantined_new": fresh,
                     "skipped": counts.skipped,
                     "bytes_in": counts.bytes_in,
                     "voxels": counts.voxels,
