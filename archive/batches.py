@@ -57,7 +57,7 @@ def ingest_batch(
             except VoxbookError:
                 raise  # the store itself is broken: no other series would fare better
             except Exception as error:  # one odd file must not stop ten thousand others; it is listed, not hidden
-                logger.warning("series %s: %s", job.plan.series, describe(error))
+                logger.warning("series %s is not ingested: %s; the others go on", job.plan.series, describe(error))
                 records.append(not_read(job.plan, "UNEXPECTED"))
     return records
 

@@ -112,14 +112,21 @@ class Leases:
             # They lapse by themselves once this process is gone; the error that ended the run must stay visible.
             if error is None:
                 raise
-            logger.warning("run %s: its leases were not given back", self.run)
+            logger.warning(
+                "run %s: its leases were not given back; they lapse by themselves, nothing is to be done", self.run
+            )
 
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self.beat()
             except VoxbookError as error:  # the next beat may work; ten minutes must pass before anybody takes over
-                logger.warning("run %s: heartbeat failed, %s", self.run, error.code)
+                logger.warning(
+                    "run %s: the catalog was not reached (%s) to say that this run lives; tried again in %.0f s",
+                    self.run,
+                    error.code,
+                    HEARTBEAT_SECONDS,
+                )
 
     def _lease(self, resource: str) -> Lease:
         me = self.owner

@@ -44,7 +44,7 @@ def published(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except Exception as error:
-            logger.warning("not shown in Prefect (%s): %s", function.__name__, type(error).__name__)
+            logger.warning("not shown in Prefect (%s): %s; the work goes on", function.__name__, type(error).__name__)
 
     return safely
 

@@ -159,7 +159,7 @@ def _publish(ledger: Ledger, done: Written, naming: Naming) -> str:
     except VoxbookError as error:
         return error.code
     except OSError as error:
-        logger.warning("series %s: %s", job.series, describe(error))
+        logger.warning("series %s is not written: %s", job.series, describe(error))
         return "NOT_WRITABLE"
 
 

@@ -107,10 +107,10 @@ def write_one(job: Job) -> Written:
     except VoxbookError as error:
         return Written(job, error.code)
     except OSError as error:
-        logger.warning("series %s: %s", job.series, describe(error))
+        logger.warning("series %s is not written: %s", job.series, describe(error))
         return Written(job, "NOT_WRITABLE")
     except Exception as error:  # one odd series must not stop ten thousand others; it is listed, not hidden
-        logger.warning("series %s: %s", job.series, describe(error))
+        logger.warning("series %s is not written: %s", job.series, describe(error))
         return Written(job, "UNEXPECTED")
 
 

@@ -34,7 +34,9 @@ def tell(event: str, kind: str, name: str, **payload: Any) -> None:
     try:
         emit_event(event, {"prefect.resource.id": f"voxbook.{kind}.{name}", "voxbook.kind": kind}, payload=payload)
     except Exception as error:  # an automation that hears nothing is no reason to lose the work
-        logger.warning("event %s was not sent: %s", event, type(error).__name__)
+        logger.warning(
+            "event %s was not sent (%s): automations do not hear of it; the work goes on", event, type(error).__name__
+        )
 
 
 def tell_outcome(outcome: Outcome, workspace: str) -> None:

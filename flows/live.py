@@ -115,7 +115,7 @@ class Live:
         try:
             self._show(step, described(step, now - started, step.done - already))
         except Exception as error:  # work goes on where nobody can see it
-            logger.warning("no progress artifact: %s", type(error).__name__)
+            logger.warning("progress is not shown in Prefect (%s); the work goes on", type(error).__name__)
         if not ends:
             obey()
 

@@ -92,7 +92,7 @@ def _tag(run: Any, found: list[str]) -> None:
         with get_client(sync_client=True) as client:
             client.update_flow_run(run.id, tags=sorted({*run.tags, *found}))
     except Exception as error:  # runs that are harder to find are no reason to lose the work
-        logger.warning("no tags on the run: %s", type(error).__name__)
+        logger.warning("the run has no tags in Prefect (%s); the work goes on", type(error).__name__)
 
 
 def _name(verb: str) -> str:

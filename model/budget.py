@@ -50,7 +50,9 @@ class Budget:
         if not self.by_clock and by_time > max(CLOCK_TAKES_OVER, by_steps):
             self.by_clock = True
             log.warning(
-                "the steps do not fit in the time: from step %d the clock decides, not exactly repeatable", step
+                "the steps do not fit into the time: from step %d the clock sets the pace, and a repetition may differ; "
+                "train.max_seconds gives more",
+                step,
             )
         return max(by_steps, by_time) if self.by_clock else by_steps
 

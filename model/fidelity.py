@@ -102,7 +102,7 @@ def sample_fidelity(
             decoded = decode_codes(model, codes)
             peak = peaks[i] if i in peaks else peak_of(source)
         except InputError as error:  # encoding the archive will refuse the series and name it
-            log.warning("a piece of a series is not measured: %s", error.code)
+            log.warning("a piece of a series is not measured (%s): voxbook verify tells which", error.code)
             continue
         peaks[i] = peak
         a, b = peak.cut(piece.values()), peak.cut(decoded.values())

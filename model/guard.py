@@ -63,7 +63,11 @@ class Guard:
         """The good state is in place again: go on slower."""
         self.rollbacks += 1
         self.rate *= SLOWER
-        log.warning("step %d: the loss went up and stayed; back to a good state, at %.3g of the rate", step, self.rate)
+        log.warning(
+            "step %d: the loss went up and stayed; the training goes on from a good state, at %.3g of the rate",
+            step,
+            self.rate,
+        )
         self.forget()
 
     def forget(self) -> None:

@@ -179,7 +179,7 @@ def _refused(job: EncodeJob, error: Exception | None) -> EncodeRecord:
     if isinstance(error, (MismatchError, TransientError, StoreError)):
         raise error  # the model or the disk, not this series
     # One odd volume must not stop ten thousand others; it is listed, not hidden.
-    logger.warning("series %s: %s", job.series, describe(error))
+    logger.warning("series %s is not encoded: %s; the others go on", job.series, describe(error))
     return EncodeRecord(job, None, None, "UNEXPECTED")
 
 

@@ -86,7 +86,7 @@ class Learner:
             for tensor, old in zip(self.model.quantizer.state_dict().values(), before, strict=True):
                 tensor.copy_(old)
             self.optimiser.zero_grad(set_to_none=True)
-            log.warning("step %d skipped: it is not finite", step)
+            log.warning("step %d skipped: its loss is not finite; weights and codebook are as before", step)
             return None
         self.optimiser.step()
         decay = min(self.config.average, (1 + step) / (10 + step))
@@ -172,7 +172,7 @@ class Learner:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 self.model.decoder(self.model.encoder(torch.zeros(shape, device=self.device))).sum().backward()
         except Exception as error:  # of the compiler, the C++ or CUDA toolchain behind it, whichever is missing
-            log.warning("not compiled (%s): training runs plainly", type(error).__name__)
+            log.warning("torch.compile failed (%s): training goes on without it, slower", type(error).__name__)
             for part in parts:
                 part._compiled_call_impl = None
         self.model.zero_grad(set_to_none=True)

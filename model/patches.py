@@ -45,7 +45,7 @@ class PatchSampler:
             try:
                 self.mappings.append(intensity.fit(source, config.intensity))
             except InputError as error:  # encoding will refuse it too, and name it
-                log.warning("a series is left out of training: %s", error.code)
+                log.warning("a series is left out of this training (%s): voxbook verify tells which", error.code)
                 continue
             self.sources.append(source)
         if not self.sources:

@@ -113,7 +113,7 @@ class _Training:
             else None
         )
         if config.patience and not self.out:
-            log.warning("patience is ignored: there are too few patients to hold any out")
+            log.warning("train.patience is ignored: too few patients to hold any out; steps or time end the training")
         samples = config.batch_size * config.accumulate * distributed.world()
         self.budget = Budget(config, seconds, max(1, round(self.sampler.pieces / samples)), began)
         self.key = _key(config, self.learn)

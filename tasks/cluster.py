@@ -118,7 +118,10 @@ class Cluster:
         for item in suspects:
             yield self._alone(function, item)
         if suspects:
-            logger.warning("%d items were on workers that died again and again; each was tried alone", len(suspects))
+            logger.warning(
+                "%d items were on workers that died; each was tried alone, and only a killer is given up",
+                len(suspects),
+            )
 
     def _alone(self, function: Callable[[list[Item]], Result], item: Item) -> Done:
         """One item with no other beside it: only then is a worker's death its own doing."""
