@@ -10,6 +10,7 @@ import urllib.request
 from urllib.error import HTTPError
 
 import pytest
+from ports import free_pair
 
 from archive.errors import ConfigError, TransientError
 from flows import server
@@ -32,18 +33,6 @@ class Answer(BaseHTTPRequestHandler):
 
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
-
-
-def free_port() -> int:
-    """A port that is free now, with the next one."""
-    while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            try:
-                other.bind(("127.0.0.1", one.getsockname()[1] + 1))
-            except OSError:
-                continue
-            return one.getsockname()[1]
 
 
 @pytest.fixture
@@ -72,7 +61,7 @@ def stand_in(monkeypatch, serve: str) -> list:
 def test_what_ends_while_it_starts_is_said_and_nothing_of_it_runs_on(home, tmp_path, monkeypatch):
     spawned = stand_in(monkeypatch, serve="raise SystemExit(3)")
     with pytest.raises(TransientError, match="what serves the deployments ended while starting") as caught:
-        server.start(tmp_path / "ws", free_port())
+        server.start(tmp_path / "ws", free_pair())
     assert "serve.log" in caught.value.hint
     assert len(spawned) == 2 and not any(one.process() for one in spawned)
     assert not (home / "up.json").exists()
@@ -82,7 +71,7 @@ def test_deployments_of_an_earlier_time_are_not_taken_for_served(home, tmp_path,
     monkeypatch.setattr(server, "READY_SECONDS", 2)
     spawned = stand_in(monkeypatch, serve="import time; time.sleep(60)")
     with pytest.raises(TransientError, match="not ready within 2 s"):
-        server.start(tmp_path / "ws", free_port())
+        server.start(tmp_path / "ws", free_pair())
     assert not any(one.process() for one in spawned)
 
 
@@ -94,7 +83,7 @@ def test_what_is_started_is_noted_before_anything_else_can_go_wrong(home, tmp_pa
     monkeypatch.setattr(server, "_wait", killed)
     monkeypatch.setattr(server, "stop", lambda: 0)
     with pytest.raises(SystemExit):
-        server.start(tmp_path / "ws", free_port())
+        server.start(tmp_path / "ws", free_pair())
     monkeypatch.undo()
     monkeypatch.setenv("VOXBOOK_HOME", str(home))
     assert spawned[0].process() is not None
@@ -103,7 +92,7 @@ def test_what_is_started_is_noted_before_anything_else_can_go_wrong(home, tmp_pa
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_taken_port_is_named(home, tmp_path, which):
-    port = free_port()
+    port = free_pair()
     with socket.create_server(("127.0.0.1", port + which)):
         with pytest.raises(ConfigError) as caught:
             server.start(tmp_path / "ws", port)
@@ -112,7 +101,7 @@ def test_a_taken_port_is_named(home, tmp_path, which):
 
 
 def test_with_a_password_nobody_else_gets_in_and_our_own_verbs_do(home, workspace, monkeypatch):
-    started = server.start(workspace, free_port(), password=True)
+    started = server.start(workspace, free_pair(), password=True)
     kept = home / "password"
     assert started["password"] == str(kept) and stat.S_IMODE(kept.stat().st_mode) == 0o600
     secret = kept.read_text().strip()

@@ -19,15 +19,19 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+import yaml
 from browsers import watched
 from conftest import QUICK
+from ports import free_pair
 
 from archive.leases import holders
 from archive.workspace import Workspace
 from flows import server
+from flows.train import train
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]  # setting up is counted, and slow on a busy machine
 PATIENCE_S = 120
+AUTOMATIONS = Path(__file__).resolve().parent.parent / "deployments" / "automations"
 
 
 @dataclass
@@ -52,7 +56,7 @@ def up(browser, finished, tmp_path_factory) -> Iterator[Up]:
         patch.setattr(
             server, "CLOSED", {name: address if "no" not in name.lower() else to for name, to in server.CLOSED.items()}
         )
-        started = server.start(root, _free_port())
+        started = server.start(root, free_pair())
         try:
             yield Up(started["ui"], root, base / "home", asked)
         finally:
@@ -132,6 +136,27 @@ def test_a_cancelled_run_leaves_the_catalog_as_if_it_had_ended_there(up, page):
     assert holders(home.catalog) == []
 
 
+def test_an_example_automation_encodes_again_after_a_promotion(up):
+    data = yaml.safe_load((AUTOMATIONS / "promoted.yaml").read_text())
+    encode = _deployment(up, "encode")
+    data["actions"][0]["deployment_id"] = encode
+    automation = _ask(up, "/automations/", data)["id"]
+    made = train.fn(workspace=str(up.root), group="ct", settings=[*QUICK, "train.steps=2", "train.seed=5"])
+    _start(up, "promote", {"workspace": str(up.root), "model": made.counts["model"], "force": True})
+    of_encode = {"deployments": {"id": {"any_": [encode]}}, "sort": "START_TIME_DESC"}
+
+    def caused() -> list[dict]:
+        runs = _ask(up, "/flow_runs/filter", of_encode)
+        ours = [run for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
+        return [run for run in ours if run["state_type"] == "COMPLETED"]
+
+    (run,) = _wait(caused, "no automation has run anything")
+    assert run["created_by"]["id"] == automation
+    rows = Workspace.open(up.root).catalog.encodings(current_only=True)
+    series = {row.series for row in Workspace.open(up.root).catalog.series(group="ct")}
+    assert {row.model for row in rows if row.series in series} == {made.counts["model"]}
+
+
 def test_nothing_was_asked_of_another_machine(up):
     """Beside the browser's requests, each looked at above: the server's own."""
     assert up.asked == []
@@ -179,9 +204,3 @@ def _wait(found: Callable[[], Any], otherwise: str) -> Any:
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.3)
     return answer
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
