@@ -15,6 +15,8 @@ from archive.catalog_commits import CatalogCommits, finite
 from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
 from archive.catalog_queries import parts, select_one
 from archive.catalog_schema import (
+    OLD_SCHEMA,
+    SCHEMA,
     CertificateRow,
     EncodingCommit,
     EncodingRow,
@@ -29,8 +31,6 @@ from archive.catalog_schema import (
     now,
 )
 from archive.catalog_tables import (
-    OLD_SCHEMA,
-    SCHEMA,
     certificates,
     encodings,
     meta,

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from sqlalchemy import URL, Connection, Engine, MetaData, Table, create_engine, event, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 
+from archive.catalog_schema import damaged
 from archive.errors import ConfigError, StoreError, TransientError
+from archive.mounts import on_network
 
 # At DEBUG SQLAlchemy logs the rows it reads, and those of the linkage are names; a root logger at DEBUG must not do it.
 logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
@@ -25,8 +26,6 @@ logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
 log = logging.getLogger("voxbook")
 
 BUSY_SECONDS = 30
-_NETWORK = {"nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs"}
-_NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
 _LOCK = 0x766F78626F6F6B  # "voxbook"
 
 
@@ -63,7 +62,7 @@ def open_database(url: str | URL) -> Engine:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that sees one state of the database throughout."""
-    with _classified(), engine.connect() as connection:
+    with _classified(engine), engine.connect() as connection:
         isolation = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
         with connection.execution_options(**isolation).begin():
             yield connection
@@ -75,7 +74,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
     Raises TransientError NOT_WRITABLE when the lock is not had in time; StoreError NOT_WRITABLE, DAMAGED.
     """
-    with _classified(), engine.connect() as connection, connection.execution_options(voxbook_write=True).begin():
+    with _classified(engine), engine.connect() as connection, connection.execution_options(voxbook_write=True).begin():
         yield connection
 
 
@@ -152,18 +151,6 @@ def wipe_log(engine: Engine) -> None:
             raw.close()
 
 
-def on_network(path: Path, mounts: list[tuple[str, str]] | None = None) -> bool:
-    """Whether a path lies on a file system over the network; mounts: (mount point, type), asked of the system."""
-    if mounts is None:
-        mounts = [(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
-    real = path.resolve()
-    best, kind = -1, ""
-    for point, fstype in mounts:
-        if real.is_relative_to(point) and len(point) > best:
-            best, kind = len(point), fstype
-    return kind.lower() in _NETWORK
-
-
 def _make_file(path: Path) -> None:
     if on_network(path.parent):
         raise ConfigError("NETWORK_FS")
@@ -213,7 +200,7 @@ def _schema(connection: Connection, meta: Table) -> str | None:
 
 
 @contextmanager
-def _classified() -> Iterator[None]:
+def _classified(engine: Engine) -> Iterator[None]:
     """Database errors as ours; SQL text and parameters stay out of the message."""
     try:
         yield
@@ -224,7 +211,7 @@ def _classified() -> Iterator[None]:
         if "locked" in text or "busy" in text or "could not connect" in text or "connection" in text:
             raise TransientError("NOT_WRITABLE", "the database is busy or not reachable") from error
         if "malformed" in text or "not a database" in text:
-            raise StoreError("DAMAGED", "the database is damaged", hint="restore it from a backup") from error
+            raise damaged(Path(engine.url.database or "").name) from error
         if "disk is full" in text or "no space left" in text:
             raise StoreError("NOT_WRITABLE", "the disk is full", errno=errno.ENOSPC) from error
         raise StoreError("NOT_WRITABLE", f"the database refused ({type(error.orig).__name__})") from error

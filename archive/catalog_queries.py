@@ -21,7 +21,9 @@ from archive.catalog_schema import (
     SeriesRow,
     SourceRow,
     VersionRow,
+    model_of,
     row_of,
+    series_of,
 )
 from archive.catalog_tables import (
     certificates,
@@ -195,10 +197,7 @@ class CatalogQueries:
     def model(self, name: str) -> ModelRow:
         """The model of that id or unique beginning. Raises StoreError NOT_FOUND."""
         query = select(models).where(models.c.model.startswith(name, autoescape=True)).limit(2)
-        found = self._rows(ModelRow, query) if name else []
-        if len(found) != 1:
-            raise StoreError("NOT_FOUND", f"{'several models begin' if found else 'no model begins'} like that")
-        return found[0]
+        return model_of(self._rows(ModelRow, query) if name else [])
 
     def current_model(self, group: str) -> ModelRow | None:
         """The model that `encode` uses for a group; None where none is trained."""
@@ -285,11 +284,7 @@ def _whole(connection: Connection, names: list[str]) -> list[str]:
 def _one(connection: Connection, name: str) -> SeriesRow:
     query = select(series_table).where(series_table.c.series.startswith(name, autoescape=True))
     found = select_rows(connection, SeriesRow, query.order_by(series_table.c.series).limit(2)) if name else []
-    if len(found) == 1 or (found and found[0].series == name):
-        return found[0]
-    if found:
-        raise StoreError("NOT_FOUND", "several series begin like that", hint="give more of the pseudonym")
-    raise StoreError("NOT_FOUND", "no series begins like that")
+    return series_of(name, found)
 
 
 def select_rows(connection: Connection, kind: type[Row], query: Select[Any]) -> list[Row]:

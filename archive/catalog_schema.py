@@ -7,10 +7,14 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from archive.errors import StoreError
+
 if TYPE_CHECKING:
     from archive.commit import Committed
     from archive.volume import Volume
 
+SCHEMA = "2"
+OLD_SCHEMA = "1"  # without superseded_at
 TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 STATES = ("ingested", "encoded", "quality_failed", "stale", "removed")
 Row = TypeVar("Row")
@@ -240,6 +244,31 @@ def row_of(kind: type[Row], found: Mapping[Any, Any]) -> Row:
     """A selected row as its dataclass; JSON lists that stand for tuples become tuples."""
     names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: tuple(found[name]) if name in _TUPLES else found[name] for name in names})
+
+
+def series_of(name: str, found: list[SeriesRow]) -> SeriesRow:
+    """The one of the first two series that begin like that. Raises StoreError NOT_FOUND."""
+    if len(found) == 1 or (found and found[0].series == name):
+        return found[0]
+    if found:
+        raise StoreError("NOT_FOUND", "several series begin like that", hint="give more of the pseudonym")
+    raise StoreError("NOT_FOUND", "no series begins like that")
+
+
+def model_of(found: list[ModelRow]) -> ModelRow:
+    """The one of the first two models that begin like that. Raises StoreError NOT_FOUND."""
+    if len(found) != 1:
+        raise StoreError("NOT_FOUND", f"{'several models begin' if found else 'no model begins'} like that")
+    return found[0]
+
+
+def damaged(name: str) -> StoreError:
+    """What to do about a damaged database, by the name of its file."""
+    if name == "linkage.sqlite":
+        hint = "restore it from a backup, or move it away and ingest the sources again"
+        return StoreError("DAMAGED", "linkage.sqlite is damaged", hint=hint)
+    what = name if name == "catalog.sqlite" else "the database"
+    return StoreError("DAMAGED", f"{what} is damaged", hint="restore it from a backup")
 
 
 def now() -> str:

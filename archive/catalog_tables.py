@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA = "2"
-OLD_SCHEMA = "1"  # without superseded_at
-
 tables = MetaData()
 
 meta = Table("meta", tables, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))

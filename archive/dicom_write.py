@@ -46,6 +46,12 @@ SOP_CLASSES = {
     "PT": PositronEmissionTomographyImageStorage,
 }
 DUMMY_DATE = "19000101"
+LEAST_TILT_DEG = 0.01
+MR_NUMBERS = {
+    "flip_angle_deg": "FlipAngle",
+    "magnetic_field_t": "MagneticFieldStrength",
+    "pixel_bandwidth_hz": "PixelBandwidth",
+}
 PET_UNITS = {"Bq/ml": "BQML", "SUVbw": "GML", "counts": "CNTS"}
 
 
@@ -200,16 +206,28 @@ def _time(dataset: Dataset, volume: Volume, t: int) -> None:
 
 def _ct(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
     dataset.Modality = "CT"
-    dataset.KVP = _decimal(float(volume.acquisition.get("kvp", 120.0))) if "kvp" in volume.acquisition else ""
-    if volume.geometry.tilt_degrees > 0.01:
-        dataset.GantryDetectorTilt = _decimal(volume.geometry.tilt_degrees)
+    dataset.KVP = _known(volume, "kvp")
+    # As the scanner states it: the affine knows the angle, but not which way its maker counts it.
+    tilt = float(volume.acquisition.get("gantry_tilt_deg", volume.geometry.tilt_degrees))
+    if abs(tilt) > LEAST_TILT_DEG:
+        dataset.GantryDetectorTilt = _decimal(tilt)
 
 
 def _mr(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
+    known = volume.acquisition
     dataset.Modality = "MR"
-    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "RM", "NONE", ""
-    dataset.MRAcquisitionType = "2D"
-    dataset.EchoTime = dataset.RepetitionTime = dataset.EchoTrainLength = ""
+    # Type 1 (PS3.3 C.8.3.1): where the source does not say, research mode, and 2D, which these files are slices of.
+    dataset.ScanningSequence = str(known.get("scanning_sequence", "RM"))
+    dataset.SequenceVariant, dataset.ScanOptions = str(known.get("sequence_variant", "NONE")), ""
+    dataset.MRAcquisitionType = str(known.get("mr_acquisition", "2D"))
+    dataset.EchoTime, dataset.RepetitionTime = _known(volume, "echo_time_ms"), _known(volume, "repetition_time_ms")
+    length = known.get("echo_train_length", "")
+    dataset.EchoTrainLength = round(float(length)) if length != "" else ""
+    if "inversion_time_ms" in known or dataset.ScanningSequence == "IR":
+        dataset.InversionTime = _known(volume, "inversion_time_ms")
+    for key, keyword in MR_NUMBERS.items():
+        if key in known:
+            setattr(dataset, keyword, _known(volume, key))
 
 
 def _pet(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
@@ -227,9 +245,24 @@ def _pet(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
     if volume.timepoints > 1:
         dataset.NumberOfTimeSlices = volume.timepoints
     dataset.ImageIndex = t * volume.geometry.shape[0] + z + 1
-    dataset.CorrectedImage, dataset.DecayCorrection, dataset.CollimatorType = "", "NONE", "NONE"
+    dataset.DecayCorrection = str(volume.acquisition.get("decay_correction", "NONE"))
+    if dataset.DecayCorrection != "NONE":
+        # Type 1C: factors that differ from slice to slice are not stored; 1 is the dummy, the voxels are scaled already.
+        dataset.DecayFactor = _known(volume, "decay_factor") or "1"
+    dataset.CorrectedImage, dataset.CollimatorType = "", "NONE"
     dataset.FrameReferenceTime = _decimal(1000 * (volume.frames[t].get("time_s", 0.0) if volume.frames else 0.0))
-    dataset.ActualFrameDuration = 60_000
+    dataset.ActualFrameDuration = _frame_duration_ms(volume, t)
+
+
+def _frame_duration_ms(volume: Volume, t: int) -> int:
+    """Type 1 (0018,1242): as stated, else until the next frame begins; 0, which no scan has, where nobody knows."""
+    stated = volume.acquisition.get("frame_duration_ms")
+    if stated is not None:
+        return round(float(stated))
+    times = [frame["time_s"] for frame in volume.frames if "time_s" in frame]
+    if len(times) < 2 or len(times) != volume.timepoints:
+        return 0
+    return round(1000 * float(np.diff(times)[min(t, len(times) - 2)]))
 
 
 def _secondary_capture(dataset: Dataset, volume: Volume, t: int, z: int) -> None:
@@ -300,6 +333,12 @@ def _encode(dataset: Dataset, syntax: UID) -> None:
         dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
     elif syntax == ExplicitVRBigEndian and dataset.BitsAllocated == 16:
         dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+
+
+def _known(volume: Volume, key: str) -> str:
+    """An acquisition number as a DS value; empty, which type 2 allows, where the source does not state it."""
+    number = volume.acquisition.get(key)
+    return "" if number is None else _decimal(float(number))
 
 
 def _decimal(number: float | np.floating) -> str:

@@ -77,7 +77,11 @@ def finish(workspace: Workspace) -> int:
 def _erased(workspace: Workspace, series: str | None, patient: str | None) -> Erased:
     marked = _series(workspace, series) if series is not None else _patient(workspace, patient or "-")
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
-        erased = _erase(workspace, marked, leases, "FORGOTTEN" if patient is None else "PATIENT_FORGOTTEN")
+        try:
+            erased = _erase(workspace, marked, leases, "FORGOTTEN" if patient is None else "PATIENT_FORGOTTEN")
+        except TransientError as error:
+            workspace.catalog.end_run(leases.run, "failed", {"code": error.code})
+            raise
     for engine in (workspace.catalog.engine, workspace.linkage.engine):
         rewrite(engine)
     workspace.close()  # the last connection empties SQLite's log, where erased rows and leases would still be found
@@ -182,7 +186,6 @@ def _erase(workspace: Workspace, marked: Marked, leases: Leases, reason: str) ->
     names = sorted(marked.series)
     wanted = [f"series:{name}" for name in names]
     if len(leases.acquire(wanted)) < len(wanted):
-        workspace.catalog.end_run(leases.run, "failed", {"code": "LEASED"})
         raise TransientError("LEASED")
     stored = [row for row in workspace.catalog.series(states=STATES) if row.series in marked.series]
     _remove_from_sight(workspace, names, reason)

@@ -107,6 +107,7 @@ REASONS: dict[str, Reason] = {
     "BAD_USAGE": Reason("the command was given something it cannot use", "see voxbook VERB --help"),
     "NO_WORKSPACE": Reason("there is no workspace in this folder", "voxbook init, or voxbook ingest SOURCE -w WS"),
     "SHADOWED": Reason("a file of yours hides one of voxbook's packages", "rename it, or run from another folder"),
+    "NOT_STARTED": Reason("a process that was started did not come up", "its log says why"),
     "VERSIONS": Reason("installed packages do not work together", "pip install -c constraints.txt"),
 }
 

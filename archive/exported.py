@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -45,6 +46,8 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(OSError):  # not there, or not empty: the next run sweeps it
+            (self.root / STAGED).rmdir()
         os.close(self._lock)
 
     def state(self, target: Path, key: str) -> State:
@@ -88,6 +91,7 @@ class Ledger:
             if any(entry["series"] in series for entry in self._known[name]):
                 gone += os.path.lexists(self.root / name)
                 _remove(self.root / name)
+                self._prune((self.root / name).parent)
                 del self._known[name]
         draft = self.root / f"{LEDGER}.part"
         lines = [json.dumps(entry) + "\n" for entries in self._known.values() for entry in entries]
@@ -96,6 +100,13 @@ class Ledger:
         draft.replace(self.path)
         sync_folder(self.root)
         return gone
+
+    def _prune(self, folder: Path) -> None:
+        """Folders of BIDS name the patient, so they go too where nothing is left in them."""
+        with contextlib.suppress(OSError):  # not empty, or not there
+            while folder != self.root:
+                folder.rmdir()
+                folder = folder.parent
 
     def _read(self) -> None:
         text = self.path.read_text() if self.path.exists() else ""

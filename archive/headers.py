@@ -63,9 +63,12 @@ ALLOWED: dict[str, Allowed] = {
     "patient_position": Allowed("PatientPosition", terms=_terms("HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS")),
     "laterality": Allowed("Laterality", terms=_terms("L R B U")),
     "scanning_sequence": Allowed("ScanningSequence", terms=_terms("SE IR GR EP RM")),
+    "sequence_variant": Allowed("SequenceVariant", terms=_terms("SK MTC SS TRSS SP MP OSP TOF NONE")),
     "mr_acquisition": Allowed("MRAcquisitionType", terms=_terms("2D 3D")),
     "manufacturer": Allowed("Manufacturer", terms=frozenset((*MANUFACTURERS, "GE", "OTHER"))),
     "decay_correction": Allowed("DecayCorrection", terms=_terms("NONE START ADMIN")),
+    "decay_factor": Allowed("DecayFactor"),
+    "frame_duration_ms": Allowed("ActualFrameDuration", low=1),  # 0 says that it is not known
     # of pictures: a pseudonym of the folder's name, archive/pictures.py
     "class": Allowed("", terms=frozenset({"16 hex"})),
     # measured over the series, archive/suv.py

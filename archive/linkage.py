@@ -181,7 +181,11 @@ class Linkage:
         with reading(self.engine) as connection:
             found = connection.execute(select(sources.c.path).where(sources.c.alias == alias)).scalar_one_or_none()
         if found is None:
-            raise StoreError("NOT_FOUND", "no source has this alias")
+            raise StoreError(
+                "NOT_FOUND",
+                "the linkage does not know where this source lies",
+                hint="name its folder again: voxbook ingest FOLDER -w WS",
+            )
         return found
 
     def entries(self, alias: str) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from archive.errors import ConfigError
 from archive.geometry import Geometry
+from archive.stack import STORED_POSITION_MM
 
 Region = tuple[slice, slice, slice]
 _SPAN = re.compile(r"(\d*):(\d*)")
@@ -43,23 +44,15 @@ def whole(shape: tuple[int, ...]) -> Region:
 
 
 def cropped(attributes: dict[str, Any], region: Region) -> dict[str, Any]:
-    """Volume.attributes of the region: its shape, where it lies in the patient, the slopes of its slices."""
+    """Volume.attributes of the region: its shape, where it lies in the patient, its slices' slopes, flags."""
     geometry = Geometry.from_dict(attributes["geometry"])
     shape = tuple(attributes["shape"])
     if region == whole(shape):
         return attributes
-    sizes = [span.stop - span.start for span in region]
-    matrix = geometry.matrix
-    start = np.array([span.start for span in region], float)
-    positions = geometry.positions_mm
-    moved = matrix[:3, :3] @ start
-    if positions is not None:
-        along = matrix[:3, 0] / np.linalg.norm(matrix[:3, 0])
-        moved = matrix[:3, 1:3] @ start[1:] + along * positions[region[0].start]
-        first = positions[region[0].start]
-        positions = tuple(value - first for value in positions[region[0]])
-        positions = positions if len(positions) > 2 else None
-    matrix[:3, 3] += moved
+    part = _placed(geometry, region)
+    flags = [flag for flag in attributes["flags"] if flag != "SPACING_VARIES"]
+    flags += ["SPACING_VARIES"] * (part.positions_mm is not None)
+    flags += ["SINGLE_SLICE"] * (part.shape[0] == 1 and "SINGLE_SLICE" not in flags)
     depth = shape[-3]
     frames = shape[0] if attributes["axes"].startswith("t") else 1
 
@@ -70,8 +63,27 @@ def cropped(attributes: dict[str, Any], region: Region) -> dict[str, Any]:
 
     return {
         **attributes,
-        "shape": [*shape[:-3], *sizes],
-        "geometry": Geometry((sizes[0], sizes[1], sizes[2]), tuple(map(tuple, matrix)), positions).as_dict(),
+        "shape": [*shape[:-3], *part.shape],
+        "geometry": part.as_dict(),
         "slope": of_slices(attributes["slope"]),
         "intercept": of_slices(attributes["intercept"]),
+        "flags": flags,
     }
+
+
+def _placed(geometry: Geometry, region: Region) -> Geometry:
+    """Where the region lies: of slices at exact positions the affine again meets its own first and last one."""
+    z, y, x = (span.stop - span.start for span in region)
+    matrix, positions = geometry.matrix, geometry.positions_mm
+    start = np.array([span.start for span in region], float)
+    if positions is None:
+        matrix[:3, 3] += matrix[:3, :3] @ start
+    else:
+        along = matrix[:3, 0] / np.linalg.norm(matrix[:3, 0])
+        matrix[:3, 3] += matrix[:3, 1:3] @ start[1:] + along * positions[region[0].start]
+        own = np.array(positions[region[0]]) - positions[region[0].start]
+        if z > 1:
+            matrix[:3, 0] = along * own[-1] / (z - 1)
+        regular = np.linspace(0.0, own[-1], z)
+        positions = tuple(own.tolist()) if np.abs(own - regular).max() > STORED_POSITION_MM else None
+    return Geometry((z, y, x), tuple(map(tuple, matrix)), positions)

@@ -7,17 +7,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sqlalchemy import URL
-
-from archive.catalog import Catalog
 from archive.errors import ConfigError, StoreError
 from archive.keys import Pseudonyms
-from archive.linkage import Linkage
 from archive.settings import FILENAME, Settings, load
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # SQLAlchemy takes a fifth of a second to import, and `inspect` does without it
+    from sqlalchemy import URL
+
+    from archive.catalog import Catalog
     from archive.catalog_schema import SeriesRow
     from archive.codes import StoredCodes
+    from archive.linkage import Linkage
     from archive.volumes import StoredVolume
 
 Stored = TypeVar("Stored")
@@ -57,6 +57,8 @@ class Workspace:
     @cached_property
     def catalog(self) -> Catalog:
         """The catalog, held to the pseudonym key. Raises MismatchError WRONG_KEY and what opening raises."""
+        from archive.catalog import Catalog
+
         catalog = Catalog(self.settings.database or _sqlite(self.root / "catalog.sqlite"))
         catalog.bind_key(self.pseudonyms.fingerprint)
         return catalog
@@ -64,6 +66,8 @@ class Workspace:
     @cached_property
     def linkage(self) -> Linkage:
         """The linkage of pseudonyms and originals."""
+        from archive.linkage import Linkage
+
         return Linkage(self.settings.linkage or _sqlite(self.root / "linkage.sqlite"))
 
     @cached_property
@@ -100,6 +104,8 @@ class Workspace:
 
 
 def _sqlite(path: Path) -> URL:
+    from sqlalchemy import URL
+
     return URL.create("sqlite", database=str(path))  # as text, a ? or # in a folder's name would end the path
 
 

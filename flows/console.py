@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archive.errors import ConfigError, InputError, MismatchError, QualityError, StoreError, VoxbookError
 from tasks.progress import Step, listening, reading
-from tasks.stage import Outcome
+
+if TYPE_CHECKING:  # what stages stand on takes half a second to import
+    from tasks.stage import Outcome
 
 OK, UNEXPECTED, USAGE, NOTHING, QUARANTINED, QUALITY, DAMAGE = range(7)
 ABSENT = ("NOT_FOUND", "NOTHING_FOUND", "NO_MODEL")

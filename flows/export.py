@@ -152,7 +152,9 @@ def opened_series(workspace: Workspace, row: SeriesRow, tier: Tier = "auto", lev
     model = stored.attributes["model"]
     bound = stored.bounded.max_error if levels is None and stored.bounded is not None else None
     source = f"{row.series}/{stored.attributes['source_version']}"
-    derived = Derivation("codes", model, _ratio(workspace, row.series, version), bound, source)
+    # The certificate's ratio is that of all levels.
+    ratio = _ratio(workspace, row.series, version) if levels in (None, stored.levels) else None
+    derived = Derivation("codes", model, ratio, bound, source)
     return Opened(row, version, DecodedVolume(load(workspace.models / model, model), stored, levels), derived, levels)
 
 
@@ -193,7 +195,9 @@ def _description(opened: Opened) -> str:
     """At most 79 characters for NIfTI's `descrip`: tier, model, ratio, and what it is not for."""
     if opened.model is None:
         return "voxbook volume, lossless"
-    kind = "lossless" if opened.derived.lossless else f"ratio {opened.derived.ratio or 0:.0f}"
+    ratio = opened.derived.ratio
+    kind = "lossless" if opened.derived.lossless else f"ratio {ratio:.3g}" if ratio else ""
+    kind = kind or (f"levels 1 to {opened.levels}" if opened.levels else "lossy")
     return f"voxbook codes {opened.model[:12]}, {kind}, {DISCLAIMER}"
 
 

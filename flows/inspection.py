@@ -10,6 +10,7 @@ from typing import Any
 
 from archive.catalog_schema import CertificateRow, RunRow, SeriesRow
 from archive.errors import REASONS, ConfigError, StoreError
+from archive.glance import Answers, glance
 from archive.workspace import Workspace
 from flows.console import table
 
@@ -23,7 +24,7 @@ def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
     item: a series or model by the beginning of its name, a run likewise, `runs` for the last 20 of them. Raises
     StoreError NOT_FOUND.
     """
-    catalog = workspace.catalog
+    catalog = glance(workspace)
     runs = catalog.runs()
     last = runs[-1].run if runs else None
     if item is not None and (item == RUNS or _RUN.match(item)):
@@ -34,7 +35,7 @@ def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
     if item is None:
         rows, models = catalog.series(), catalog.models()
     else:
-        rows, models = _find(workspace, item)
+        rows, models = _find(catalog, item)
     named = rows[0].series if item is not None and rows else None
     certificates = {row.series: row for row in catalog.certificates(named)} if rows else {}
     encodings = catalog.encodings(named) if named else catalog.encodings(current_only=True)
@@ -200,12 +201,12 @@ def show_identity(workspace: Workspace, item: str | None) -> None:
         sys.stdout.write(f"{name}: {value}\n")
 
 
-def _find(workspace: Workspace, item: str) -> tuple[list[SeriesRow], list[Any]]:
+def _find(catalog: Answers, item: str) -> tuple[list[SeriesRow], list[Any]]:
     try:
-        return [workspace.catalog.one(item)], []
+        return [catalog.one(item)], []
     except StoreError as series_error:
         try:
-            return [], [workspace.catalog.model(item)]
+            return [], [catalog.model(item)]
         except StoreError as model_error:
             several = [error for error in (series_error, model_error) if error.message.startswith("several")]
             raise (several or [StoreError("NOT_FOUND", "no series or model begins like that")])[0] from None

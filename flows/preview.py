@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from pathlib import Path
@@ -17,6 +18,7 @@ from archive.volume import Volume
 from flows.slices import HU_WINDOWS
 
 HEIGHT = 384  # pixels of each plane
+SLICES, SAMPLED = 16, 2**16  # of a window's percentiles
 GAP = 8
 LABEL = "Pixels are patient data. Research use, not for diagnosis."
 
@@ -28,10 +30,21 @@ def window_of(volume: Volume) -> tuple[float, float]:
         return centre - width / 2, centre + width / 2
     if volume.voxels.dtype == np.uint8:
         return 0.0, 255.0
-    step = max(1, volume.slices // 16)
-    some = volume.values()[..., ::step, ::2, ::2]
-    low, high = (float(value) for value in np.percentile(some, (0.5, 99.5)))
+    low, high = (float(value) for value in np.percentile(_sample(volume), (0.5, 99.5)))
     return (low, high) if high > low else (low, low + 1.0)
+
+
+def _sample(volume: Volume) -> np.ndarray:
+    """Values in units, float64 [n], of SLICES slices evenly apart over all times: at most some SAMPLED of each."""
+    depth = volume.geometry.shape[0]
+    some = []
+    for index in np.unique(np.rint(np.linspace(0, volume.slices - 1, min(SLICES, volume.slices))).astype(int)):
+        t, z = divmod(int(index), depth)
+        plane = (volume.voxels[t] if volume.axes.startswith("t") else volume.voxels)[..., z, :, :]
+        step = max(1, math.isqrt(plane.size // SAMPLED))
+        slope, intercept = (n[index if len(n) > 1 else 0] for n in (volume.slope, volume.intercept))
+        some.append((plane[..., ::step, ::step] * np.float64(slope) + intercept).ravel())
+    return np.concatenate(some)
 
 
 def write_png(volume: Volume, path: Path, about: dict[str, Any]) -> None:
@@ -66,11 +79,7 @@ def write_png(volume: Volume, path: Path, about: dict[str, Any]) -> None:
 
 def _panel(volume: Volume, name: str, low: float, high: float) -> Image.Image:
     plane = planes_of(volume.geometry)[name]
-    block = _middle_values(volume)
-    middle = block.shape[plane.axis] // 2
-    index: list[Any] = [slice(None)] * 4
-    index[plane.axis] = slice(middle, middle + 1)
-    picture = plane.lay(block[tuple(index)])
+    picture = plane.lay(_middle_values(volume, plane.axis))
     grey = np.clip((picture - low) / (high - low), 0, 1)
     if volume.modality == "PT" or volume.photometric == "MONOCHROME1":
         grey = 1 - grey
@@ -82,14 +91,18 @@ def _panel(volume: Volume, name: str, low: float, high: float) -> Image.Image:
     return image.resize((max(1, round(wide * scale)), max(1, round(tall * scale))), Image.Resampling.BILINEAR)
 
 
-def _middle_values(volume: Volume) -> np.ndarray:
-    """Values in units of the middle time point, float32 [z, y, x, c]."""
+def _middle_values(volume: Volume, axis: int) -> np.ndarray:
+    """Values in units of the middle along an axis of the middle time point: float32 [z, y, x, c], 1 along the axis."""
     frame, depth = volume.timepoints // 2, volume.geometry.shape[0]
     stored = volume.voxels[frame] if volume.axes.startswith("t") else volume.voxels
+    stored = np.moveaxis(stored, 0, -1) if "c" in volume.axes else stored[..., None]
+    middle = stored.shape[axis] // 2
+    at = slice(middle, middle + 1)
+    slices = range(depth)[at] if axis == 0 else range(depth)
 
     def of(numbers: tuple[float, ...]) -> np.ndarray:
-        chosen = numbers if len(numbers) == 1 else numbers[frame * depth : (frame + 1) * depth]
-        return np.asarray(chosen, np.float32).reshape(-1, 1, 1)
+        chosen = numbers if len(numbers) == 1 else [numbers[frame * depth + z] for z in slices]
+        return np.asarray(chosen, np.float64).reshape(-1, 1, 1, 1)
 
-    values = (stored * of(volume.slope) + of(volume.intercept)).astype(np.float32)
-    return np.moveaxis(values, 0, -1) if "c" in volume.axes else values[..., None]
+    plane = stored[(slice(None),) * axis + (at,)]
+    return (plane * of(volume.slope) + of(volume.intercept)).astype(np.float32)

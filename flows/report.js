@@ -39,6 +39,7 @@
     fact("state", words[get(row, "state")] || get(row, "state"));
     fact("shape", get(row, "shape"));
     fact("PSNR", `${number(get(row, "psnr"))} dB`);
+    fact("JPEG 2000 at the same bytes", `${number(get(row, "jpeg2000_psnr"))} dB`);
     fact("SSIM", number(get(row, "ssim")));
     fact("bits per voxel on disk", number(get(row, "bits_per_voxel_disk")));
     fact("largest error", `${number(get(row, "max_error"))} ${get(row, "units")}`);
@@ -65,7 +66,7 @@
     cell(get(row, "group"));
     cell(get(row, "shape"), "n");
     cell(words[get(row, "state")] || get(row, "state"), get(row, "state") === "quality_failed" ? "fail" : "");
-    for (const name of ["psnr", "ssim", "bits_per_voxel_disk"]) cell(number(get(row, name)), "n");
+    for (const name of ["psnr", "jpeg2000_psnr", "ssim", "bits_per_voxel_disk"]) cell(number(get(row, name)), "n");
     cell(get(row, "max_error") === null ? "–" : `${number(get(row, "max_error"))} ${get(row, "units")}`, "n");
     cell(number(get(row, "unlike")), "n");
     cell(get(row, "reasons").join(", "));
@@ -127,6 +128,33 @@
       if (best) show(best, null);
     });
   }
+  for (const svg of document.querySelectorAll("svg[data-rate]")) {
+    const ends = svg.dataset.rate.split(" ").map(Number);
+    const at = (value, [low, high, start, end]) => start + ((value - low) / (high - low)) * (end - start);
+    svg.addEventListener("click", (event) => {
+      const place = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      let best = null;
+      let nearest = 8 * 8;
+      for (const row of data.rows) {
+        const bits = get(row, "bits_per_voxel_disk");
+        if (bits === null) continue;
+        for (const psnr of [get(row, "psnr"), get(row, "jpeg2000_psnr")]) {
+          if (psnr === null) continue;
+          const far = (at(bits, ends.slice(0, 4)) - place.x) ** 2 + (at(psnr, ends.slice(4)) - place.y) ** 2;
+          if (far < nearest) [nearest, best] = [far, get(row, "series")];
+        }
+      }
+      if (best) show(best, null);
+    });
+  }
+  // Paper opens nothing: what is folded would be lost on it.
+  const folded = () => [...document.querySelectorAll("details:not([open])")];
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = folded();
+    opened.forEach((each) => (each.open = true));
+  });
+  window.addEventListener("afterprint", () => opened.forEach((each) => (each.open = false)));
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-series]");
     if (!link) return;

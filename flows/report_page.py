@@ -12,7 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows.report_plots import LEFT, RIGHT, ROW, TOP, WIDTH, finite, rate_plot, strip_plots
 
-COLUMNS = ("series", "group", "state", "psnr", "ssim", "bits_per_voxel_disk", "max_error", "units", "rung", "unlike")
+COLUMNS = (
+    "series",
+    "group",
+    "state",
+    "psnr",
+    "ssim",
+    "bits_per_voxel_disk",
+    "jpeg2000_psnr",
+    "max_error",
+    "units",
+    "rung",
+    "unlike",
+)
 ROWS = 200  # of the table that are in the page as it is; the script shows the others
 STATE_WORDS = {"encoded": "encoded", "quality_failed": "below the gate", "ingested": "not encoded", "stale": "stale"}
 
@@ -48,7 +60,7 @@ def render(report: Mapping[str, Any]) -> str:
         workspace=report.get("workspace", ""),
         created=report.get("created", ""),
         run=report.get("run", ""),
-        verdict=verdict(report.get("summary", {})),
+        verdict=verdict(report.get("summary", {}), report.get("last", [])),
         summary=report.get("summary", {}),
         stages=report.get("stages", []),
         groups=report.get("groups", []),
@@ -87,8 +99,8 @@ def _short_number(value: Any) -> Any:
     return value
 
 
-def verdict(summary: Mapping[str, Any]) -> Verdict:
-    """Did the night go well: worst news first."""
+def verdict(summary: Mapping[str, Any], last: Sequence[Mapping[str, Any]] = ()) -> Verdict:
+    """Did the night go well: worst news first. last: how each stage's latest run ended (tasks.report.last_outcomes)."""
     total, encoded = summary.get("series", 0), summary.get("encoded", 0)
     below, refused = summary.get("quality_failed", 0), summary.get("quarantined", 0)
     waiting = summary.get("ingested", 0) + summary.get("stale", 0)
@@ -98,18 +110,35 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     parts += [f"{count(below)} below the gate"] * bool(below)
     parts += [f"{count(waiting)} not encoded or stale"] * bool(waiting)
     parts += [f"{count(refused)} quarantined"] * bool(refused)
+    failed = [entry for entry in last if entry["state"] not in ("completed", "running", "damaged")]
+    running = [entry for entry in last if entry["state"] == "running"]
+    parts += [f"{_ended(entry)}" for entry in failed]
+    parts += [f"{entry['stage']} has not ended (run {entry['run']})" for entry in running]
     detail = ", ".join(parts) + "."
     if damaged:
         return Verdict("bad", "The store needs repair.", detail)
+    if failed:
+        names = " and ".join(entry["stage"] for entry in failed)
+        return Verdict("bad", f"The last {names} did not succeed.", detail)
     if not total:
         return Verdict("bad", "Nothing was found.", detail)
     if below:
         return Verdict("bad", f"{count(below)} {'series misses' if below == 1 else 'series miss'} the gate.", detail)
     if waiting:
         return Verdict("watch", f"{count(waiting)} series {'waits' if waiting == 1 else 'wait'} for encoding.", detail)
+    if running:
+        names = " and ".join(entry["stage"] for entry in running)
+        return Verdict("watch", f"The last {names} has not ended, or was killed.", detail)
+    if any(entry["state"] == "damaged" for entry in last):
+        return Verdict("watch", "The last run met damage that is mended since; voxbook verify tells whether.", detail)
     if refused:
         return Verdict("watch", "All series encoded; some input was refused.", detail)
     return Verdict("good", "All series encoded.", detail)
+
+
+def _ended(entry: Mapping[str, Any]) -> str:
+    why = f": {entry['why']}" if entry.get("why") else ""
+    return f"{entry['stage']} {entry['state']}{why} (run {entry['run']})"
 
 
 def _worst_first(entry: Mapping[str, Any]) -> tuple:

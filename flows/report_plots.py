@@ -46,7 +46,10 @@ class Strip:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot ready to draw. key: of the metric in a series' entry; scale: low, high and the pixels they are at."""
+    """A plot ready to draw. key: of the metric in a series' entry.
+
+    scale: low, high and the pixels that they are at; of x, and where there is one of y.
+    """
 
     title: str
     height: float
@@ -56,7 +59,7 @@ class Plot:
     paths: dict[str, str] = field(default_factory=dict)
     unit: str = ""
     key: str = ""
-    scale: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0)
+    scale: tuple[float, ...] = (0.0, 1.0, 0.0, 1.0)
 
 
 def strip_plots(series: Sequence[Mapping], groups: Sequence[Mapping], settings: Mapping[str, Any]) -> tuple[Plot, ...]:
@@ -132,7 +135,9 @@ def rate_plot(rate: Sequence[Mapping]) -> Plot | None:
             other.append(f"M{x:g} {peer:g}h0")
             links.append(f"M{x:g} {y:g}V{peer:g}")
     paths = {"link": "".join(links), "peer": "".join(other), "ours": "".join(own)}
-    return Plot("PSNR over rate", height, x_scale.ticks(), y_scale.ticks(), paths=paths, unit="dB", key="rate")
+    ends = (*x_scale.ends, *y_scale.ends)
+    ticks = x_scale.ticks(), y_scale.ticks()
+    return Plot("PSNR over rate", height, *ticks, paths=paths, unit="dB", key="rate", scale=ends)
 
 
 class Scale:

@@ -109,7 +109,7 @@ def start(
 
     limit: runs at a time. outgoing: let the server send requests to other machines, as notifications of automations do;
     without it a proxy that does not exist takes them all. password: ask for one, which lies in `home()` for its owner
-    alone. Raises ConfigError OCCUPIED where a server runs already or a port is taken, TransientError NOT_FOUND where
+    alone. Raises ConfigError OCCUPIED where a server runs already or a port is taken, TransientError NOT_STARTED where
     one of the two does not come up; nothing of it runs on then.
     """
     from flows.recording import answers
@@ -201,18 +201,18 @@ def _begin(state: dict[str, Any], command: list[str], environment: dict[str, str
 
 
 def _wait(what: str, ready: Callable[[], bool], state: dict[str, Any]) -> None:
-    """Until it is ready; raises TransientError NOT_FOUND where what was started last ends before, or never is."""
+    """Until it is ready; raises TransientError NOT_STARTED where what was started last ends before, or never is."""
     started = Started(**state["processes"][-1])
     log = f"see {'serve' if len(state['processes']) > 1 else 'server'}.log in {home()}"
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         process = started.process()
         if process is None or process.status() == psutil.STATUS_ZOMBIE:
-            raise TransientError("NOT_FOUND", f"{what} ended while starting", hint=log)
+            raise TransientError("NOT_STARTED", f"{what} ended while starting", hint=log)
         if ready():
             return
         time.sleep(0.3)
-    raise TransientError("NOT_FOUND", f"{what} was not ready within {READY_SECONDS} s", hint=log)
+    raise TransientError("NOT_STARTED", f"{what} was not ready within {READY_SECONDS} s", hint=log)
 
 
 def _served(api: str, secret: str | None, began: datetime) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ SIDE = 256  # pixels of the longer side of a panel
 QUALITY = 90  # WebP: a page with 20 series in three planes and up to three windows stays under 15 MiB
 SLAB = 32  # slices in memory at once
 MOST_VOXELS = (
-    2**26
-)  # of a time point from which on only the plane of acquisition is shown: the others cost a whole decode
+    2**22
+)  # of a series that are decoded: of one with more, the planes across are made of slices at a distance
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,18 @@ def windows_of(values: np.ndarray, modality: str) -> tuple[Window, ...]:
 
 
 def figures(original: Any, decoded: Any, modality: str) -> list[dict[str, Any]]:
-    """The middle of each plane under each window: [{"window", "planes": [{"plane", "picture"}]}], WebP in base64.
+    """The middle of each plane under each window: [{"window", "planes": [{"plane", "every", "picture"}]}].
 
-    original, decoded: StoredVolume and DecodedVolume of one series. Of a series over time the middle time point is
-    shown, of one with more than 33 M voxels in it the plane of acquisition alone.
+    original, decoded: StoredVolume and DecodedVolume of one series; picture: WebP in base64. Of a series over time the
+    middle time point is shown. every: planes across the slices show every so manyth of them, each as thick as that, so
+    that 20 large series do not take an hour to decode.
     """
     geometry: Geometry = original.geometry
     planes = planes_of(geometry)
-    if np.prod(geometry.shape) > MOST_VOXELS:
-        planes = {name: plane for name, plane in planes.items() if plane.axis == 0} or planes
-    seen, given = _middles(original, planes), _middles(decoded, planes)
+    across = any(plane.axis for plane in planes.values())
+    shown = sampled(geometry.shape) if across else np.array([geometry.shape[0] // 2])
+    seen, given = _middles(original, planes, shown), _middles(decoded, planes, shown)
+    every = {name: math.ceil(geometry.shape[0] / len(shown)) if plane.axis else 1 for name, plane in planes.items()}
     pairs = {name: (seen[name], given[name]) for name in planes}
     sizes = {name: _size(geometry, plane) for name, plane in planes.items()}
     colour = "c" in original.axes
@@ -74,7 +77,11 @@ def figures(original: Any, decoded: Any, modality: str) -> list[dict[str, Any]]:
         {
             "window": window.name,
             "planes": [
-                {"plane": name, "picture": base64.b64encode(triptych(*pairs[name], window, sizes[name])).decode()}
+                {
+                    "plane": name,
+                    "every": every[name],
+                    "picture": base64.b64encode(triptych(*pairs[name], window, sizes[name])).decode(),
+                }
                 for name in planes
             ],
         }
@@ -103,25 +110,44 @@ def triptych(original: np.ndarray, decoded: np.ndarray, window: Window, size: tu
     return buffer.getvalue()
 
 
-def _middles(source: Any, planes: dict[str, Plane]) -> dict[str, np.ndarray]:
-    """Values in units of the middle of each plane as a reader sees it: float32 [y, x] or [y, x, 3]; one pass at most."""
+def sampled(shape: tuple[int, int, int]) -> np.ndarray:
+    """Slices z that are read for planes across them, evenly apart: all, or as many as hold MOST_VOXELS."""
+    depth, rows, columns = shape
+    count = min(depth, max(2, MOST_VOXELS // (rows * columns)))
+    return np.unique(np.append(np.rint(np.linspace(0, depth - 1, count)).astype(int), depth // 2))
+
+
+def _middles(source: Any, planes: dict[str, Plane], shown: np.ndarray) -> dict[str, np.ndarray]:
+    """Values in units of the middle of each plane as a reader sees it: float32 [y, x] or [y, x, 3]; one pass over `shown`.
+
+    A slice that is not read is shown as the nearest that is.
+    """
     shape = source.geometry.shape
     first = (source.shape[0] // 2 if source.axes.startswith("t") else 0) * shape[0]
-    middle = shape[0] // 2
     parts: dict[str, list[np.ndarray]] = {name: [] for name in planes}
-    across = any(plane.axis for plane in planes.values())
-    for at in range(0, shape[0], SLAB) if across else (middle,):
-        stop = min(at + SLAB, shape[0]) if across else at + 1
+    for at, stop in _runs(shown):
         slab = source.slab_values(first + at, first + stop)  # [n, (c), y, x]
         slab = np.moveaxis(slab, 1, -1) if "c" in source.axes else slab[..., None]
         for name, plane in planes.items():
             if plane.axis:
-                half = shape[plane.axis] // 2
-                parts[name].append(slab.take([half], axis=plane.axis))
-            elif at <= middle < stop:
-                parts[name].append(slab[middle - at : middle - at + 1])
-    laid = {name: plane.lay(np.concatenate(parts[name])) for name, plane in planes.items()}
+                parts[name].append(slab.take([shape[plane.axis] // 2], axis=plane.axis))
+            elif at <= shape[0] // 2 < stop:
+                parts[name].append(slab[shape[0] // 2 - at :][:1])
+    nearest = np.abs(np.arange(shape[0])[:, None] - shown).argmin(axis=1)
+    blocks = {name: np.concatenate(parts[name]) for name in planes}
+    laid = {name: plane.lay(blocks[name][nearest] if plane.axis else blocks[name]) for name, plane in planes.items()}
     return {name: picture if picture.shape[-1] == 3 else picture[..., 0] for name, picture in laid.items()}
+
+
+def _runs(shown: np.ndarray) -> list[tuple[int, int]]:
+    """Ascending numbers as spans of neighbours, start and stop, of at most SLAB each."""
+    runs: list[tuple[int, int]] = []
+    for z in shown.tolist():
+        if runs and runs[-1][1] == z and z - runs[-1][0] < SLAB:
+            runs[-1] = (runs[-1][0], z + 1)
+        else:
+            runs.append((z, z + 1))
+    return runs
 
 
 def _size(geometry: Geometry, plane: Plane) -> tuple[int, int]:

@@ -176,8 +176,8 @@ class Source:
         stored = catalog.known_fingerprints(self.alias) if changed else stored
         todo = [one for one in changed if _lease(one) in granted and stored.get(one.series) != one.fingerprint]
         self.unchanged -= len({one.series for one in changed} & self.leased) + len(todo)
-        # Before the catalog: a series in the catalog can always be led back.
-        linkage.save_series(todo, self.alias)
+        # Before the catalog: a series in the catalog can always be led back. Stored ones too: a lost linkage is made anew.
+        linkage.save_series((one for one in plans if one.series not in self.leased), self.alias)
         linkage.save_outcomes(self.alias, self._settings, (self._outcomes[group] for group in groups))
         digests = catalog.known_digests(one.series for one in todo)
         return [Job(one, digests.get(one.series)) for one in todo]

@@ -64,4 +64,4 @@ def advance(stage: str, done: float, total: float, unit: str, text: str = "") ->
     now = time.monotonic()
     if now - _logged.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S or done >= total:
         _logged[stage] = now
-        logger.info("%s: %.0f of %.0f %s %s", stage, done, total, unit, text)
+        logger.info("%s: %.0f of %.0f %s%s", stage, done, total, unit, text and f", {text}")

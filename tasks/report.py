@@ -9,6 +9,7 @@ import logging
 import platform
 import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from archive.catalog_schema import CertificateRow, SeriesRow
 from archive.codes import StoredCodes
-from archive.errors import REASONS, MismatchError, StoreError
+from archive.errors import REASONS, VoxbookError
 from archive.volumes import StoredVolume
 from model.bundle import load
 from model.decode import DecodedVolume
@@ -27,6 +28,7 @@ from tasks.stage import Stage, recorded
 logger = logging.getLogger("voxbook")
 
 WORST = 20
+OF_THE_JOB = ("ingest", "train", "encode", "verify", "repair")  # whose failure makes the headline
 PACKAGES = ("prefect", "dask", "distributed", "torch", "zarr", "pydicom", "nibabel", "numpy", "sqlalchemy")
 
 
@@ -59,6 +61,7 @@ def gather(stage: Stage) -> dict[str, Any]:
             "voxels": sum(row.voxels for row in rows),
         },
         "stages": [_stage(run) for run in stage.catalog.runs() if run.ended_at and run.verb != "report"][-12:],
+        "last": last_outcomes(stage.catalog.runs()),
         "groups": [
             _group([row for row in rows if row.group == name], certificates, name, gates[name])
             for name in sorted(gates)
@@ -89,17 +92,19 @@ def gather_figures(stage: Stage, data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _figures(stage: Stage, series: str) -> list[dict[str, Any]]:
-    """tasks.figures.figures of a series; empty where the stores are damaged, which the report says elsewhere."""
-    row = stage.catalog.one(series)
+    """tasks.figures.figures of a series; empty where its stores are damaged or it has gone: one never ends the report."""
     workspace = stage.workspace
     try:
+        row = stage.catalog.one(series)
         original = StoredVolume(workspace.volumes / row.series / (row.volume_version or ""))
         codes = StoredCodes(workspace.codes / row.series / (row.codes_version or ""))
         model = codes.attributes["model"]
         return figures(original, DecodedVolume(load(workspace.models / model, model), codes), row.modality)
-    except (StoreError, MismatchError) as error:
-        logger.warning("series %s has no picture: %s", series, error.code)
-        return []
+    except VoxbookError as error:
+        logger.warning("series %s has no picture in the report: %s; %s", series[:12], error.code, error.hint)
+    except Exception as error:  # what a damaged file makes a library raise is of any kind; its text may hold a path
+        logger.warning("series %s has no picture in the report: %s", series[:12], type(error).__name__)
+    return []
 
 
 def _series(row: SeriesRow, certificate: CertificateRow | None) -> dict[str, Any]:
@@ -113,6 +118,7 @@ def _series(row: SeriesRow, certificate: CertificateRow | None) -> dict[str, Any
         "psnr": data.get("psnr"),
         "ssim": data.get("ssim"),
         "bits_per_voxel_disk": data.get("bits_per_voxel", {}).get("disk"),
+        "jpeg2000_psnr": data.get("jpeg2000_psnr"),
         "max_error": data.get("max_error"),
         "units": row.units,
         "rung": data.get("rung"),
@@ -139,12 +145,31 @@ def _group(rows: list[SeriesRow], certificates: dict[str, CertificateRow], name:
         "bits_per_voxel_disk": _mean([entry["disk"] for entry in bits]),
         "ratio": _mean([entry["ratio"] for entry in data]),
         "modalities": sorted({row.modality for row in rows}),
-        "codebook_use": _mean([entry["codebook_use"] for entry in data]),
-        "perplexity": [_mean(list(level)) for level in zip(*(entry["perplexity"] for entry in data), strict=False)],
+        "codebook": [
+            _codebook(
+                modality,
+                [certificates[r.series].data for r in rows if r.modality == modality and r.series in certificates],
+            )
+            for modality in sorted({row.modality for row in rows})
+        ],
         "rungs": dict(collections.Counter(entry.get("rung", "codes") for entry in data)),
         "passed": sum(bool(entry["passed"]) for entry in data),
         "failed": sum(not entry["passed"] for entry in data),
         "gate": gate,
+    }
+
+
+def _codebook(modality: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+    """How one modality uses the group's codebook: share of codes seen in a series, and perplexity level by level."""
+    depth = max((len(entry["perplexity"]) for entry in data), default=0)
+    return {
+        "modality": modality,
+        "series": len(data),
+        "use": _mean([entry["codebook_use"] for entry in data]),
+        "perplexity": [
+            _mean([entry["perplexity"][level] for entry in data if level < len(entry["perplexity"])])
+            for level in range(depth)
+        ],
     }
 
 
@@ -161,6 +186,20 @@ def _rate(row: SeriesRow, certificate: CertificateRow) -> dict[str, Any]:
 
 def _stage(run: Any) -> dict[str, Any]:
     return {"stage": run.verb, "run": run.run, "state": run.state, **run.counts}
+
+
+def last_outcomes(runs: Sequence[Any]) -> list[dict[str, Any]]:
+    """How each verb's latest run ended: [{stage, run, state, why}]; state `running` where it has not, or was killed."""
+    latest = {run.verb: run for run in runs if run.verb in OF_THE_JOB}  # ordered by their start
+    return [
+        {
+            "stage": run.verb,
+            "run": run.run,
+            "state": run.state if run.ended_at else "running",
+            "why": str(run.counts.get("code") or run.counts.get("error") or ""),
+        }
+        for run in latest.values()
+    ]
 
 
 def _mean(values: list[float]) -> float | None:

@@ -17,9 +17,10 @@ from sqlalchemy import insert, update
 from archive import catalog_engine, catalog_tables, superseded
 from archive.catalog import Catalog, ModelRow, QuarantineRow
 from archive.catalog_conditions import Wanted
-from archive.catalog_engine import on_network, open_database, reading, writing
+from archive.catalog_engine import open_database, reading, writing
 from archive.catalog_tables import encodings, meta
 from archive.errors import ConfigError, MismatchError, StoreError, TransientError
+from archive.mounts import on_network
 from archive.workspace import Workspace
 
 SERIES, MODEL, SETTINGS = store_samples.SERIES, store_samples.MODEL, store_samples.SETTINGS

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import dicom_tables
 import numpy as np
 import phantoms
 import pydicom
@@ -187,3 +190,56 @@ def test_uids_are_stable_and_keep_their_parts_apart() -> None:
 def test_a_derivation_names_a_model_where_there_is_one(wrong: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="tier"):
         Derivation(*wrong)
+
+
+MR_KNOWN = {"echo_time_ms": 93.0, "repetition_time_ms": 7000.0, "inversion_time_ms": 2500.0, "echo_train_length": 16.0}
+MR_KNOWN |= {"flip_angle_deg": 150.0, "magnetic_field_t": 3.0, "pixel_bandwidth_hz": 200.0}
+MR_KNOWN |= {"scanning_sequence": "IR", "sequence_variant": "SK", "mr_acquisition": "3D"}
+
+
+KNOWN = [
+    pytest.param(VOLUMES["ct"], {"kvp": 100.0}, id="ct"),
+    pytest.param(VOLUMES["ct-tilted"], {"kvp": 120.0, "gantry_tilt_deg": -12.0}, id="ct-tilted"),
+    pytest.param(VOLUMES["mr"], MR_KNOWN, id="mr"),
+    pytest.param(
+        VOLUMES["pet"], {"decay_correction": "ADMIN", "decay_factor": 1.46, "frame_duration_ms": 180000.0}, id="pet"
+    ),
+]
+
+
+@pytest.mark.parametrize(("volume", "known"), KNOWN)
+def test_what_the_scanner_stated_comes_back(tmp_path: Path, volume: Volume, known: dict) -> None:
+    write_series(replace(volume, acquisition=known), tmp_path / "series", IDENTITY)
+    back = read_series(scan(tmp_path).plans[0])
+    assert {key: back.acquisition.get(key) for key in known} == known
+
+
+@pytest.mark.parametrize(
+    ("volume", "known"), [*KNOWN, *(pytest.param(VOLUMES[n], {}, id=f"{n}-bare") for n in VOLUMES)]
+)
+def test_two_validators_find_no_error_in_what_is_written(tmp_path: Path, volume: Volume, known: dict) -> None:
+    if shutil.which("dciodvfy") is None or not dicom_tables.available():
+        pytest.skip("no dciodvfy (apt-get install dicom3tools), or no dicom-validator and dicom-standard (pip)")
+    identity = SeriesIdentity.pseudonymous("a" * 32, "b" * 32, "c" * 16)
+    volume = replace(volume, acquisition=known)
+    path = write_series(volume, tmp_path / "out", identity, Derivation("codes", "d" * 64, 99.5))[0]
+    told = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert [line for line in (told.stdout + told.stderr).splitlines() if line.startswith("Error")] == []
+    assert dicom_tables.problems(pydicom.dcmread(path)) == []
+
+
+def test_nothing_is_made_up_where_the_scanner_stated_nothing(tmp_path: Path) -> None:
+    mr, pet = (pydicom.dcmread(write_series(VOLUMES[name], tmp_path / name, IDENTITY)[0]) for name in ("mr", "pet"))
+    assert (mr.EchoTime, mr.RepetitionTime, mr.EchoTrainLength) == (None, None, None) and "FlipAngle" not in mr
+    assert (pet.ActualFrameDuration, pet.DecayCorrection) == (0, "NONE")
+    assert "GantryDetectorTilt" not in pydicom.dcmread(write_series(VOLUMES["ct"], tmp_path / "ct", IDENTITY)[0])
+
+
+def test_a_frame_lasts_until_the_next_begins_where_nobody_says_how_long(tmp_path: Path) -> None:
+    one = VOLUMES["pet"]
+    voxels, slope = np.stack([one.voxels] * 3), one.slope * 3
+    frames = tuple({"time_s": seconds} for seconds in (0.0, 10.0, 40.0))
+    dynamic = replace(one, voxels=voxels, axes="tzyx", slope=slope, intercept=one.intercept * 3, frames=frames)
+    files = write_series(dynamic, tmp_path / "pet", IDENTITY)
+    durations = [pydicom.dcmread(file).ActualFrameDuration for file in files[::6]]
+    assert durations == [10_000, 30_000, 30_000]

@@ -9,7 +9,7 @@ import pytest
 import store_samples
 
 from archive.commit import FAULT
-from archive.erase import erase
+from archive.erase import erase, finish
 from archive.errors import ConfigError, TransientError
 from archive.exported import LEDGER, STAGED, Ledger, forget_exports
 
@@ -121,6 +121,28 @@ def test_forget_removes_a_series_and_every_word_of_it(tmp_path):
     with Ledger(folder) as ledger:
         assert ledger.state(other, "k") == "done"
     assert forget_exports(tmp_path, {SERIES}) == 0
+
+
+def test_forget_leaves_no_folder_that_names_the_patient(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        put(ledger, "sub-1/ct/a.nii", "1")
+        put(ledger, "sub-2/ct/b.nii", "2", series="b" * 32)
+        put(ledger, "sub-2/mr/c.nii", "3")
+    assert forget_exports(tmp_path, {SERIES}) == 2
+    assert {path.name for path in tmp_path.rglob("*") if not path.name.startswith(".")} == {"sub-2", "ct", "b.nii"}
+
+
+def test_erasing_waits_for_an_export_and_is_ended_by_the_next(tmp_path):
+    workspace = store_samples.encoded_workspace(tmp_path / "ws")
+    workspace.exports.mkdir()
+    with Ledger(workspace.exports) as ledger:
+        mine = put(ledger, "a.nii", "1", series=store_samples.SERIES)
+        with pytest.raises(TransientError):
+            erase(workspace, series=store_samples.SERIES)
+    assert workspace.catalog.series(states=["removed"])  # out of sight at once
+    assert (workspace.catalog.runs()[-1].verb, workspace.catalog.runs()[-1].state) == ("forget", "failed")
+    finish(workspace)
+    assert not mine.exists() and not workspace.catalog.series(states=["removed"])
 
 
 def test_erasing_a_series_reaches_the_exports_of_its_workspace(tmp_path):

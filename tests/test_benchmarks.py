@@ -240,3 +240,12 @@ def test_a_split_keeps_patients_whole(script, shared_data, tmp_path):
         assert not {found.patients[name] for name in found.learn} & {found.patients[name] for name in found.unseen}
     with pytest.raises(ValueError, match="not a folder of ct"), held_out.opened(shared_data, "ct", ["nothing"]):
         pass
+
+
+def test_the_report_of_a_made_up_workspace_is_rendered_with_all_its_parts(script):
+    report = script("report")
+    page = report.render(report.drawn(40))
+    assert len(page.encode()) < report.GOAL_BYTES
+    for part in ("changes", "worst", "groups", "fidelity", "rate", "codebook", "quarantine", "series"):
+        assert f'<section id="{part}">' in page
+    assert page.count("<figure id=") == report.WORST

@@ -8,13 +8,16 @@ import threading
 import numpy as np
 import pytest
 from conftest import QUICK
+from phantoms import ct_volume, write_ct_series
 
 from archive import open_codes, open_volumes
 from archive.catalog_schema import SeriesRow
 from archive.errors import ConfigError, MismatchError
 from archive.workspace import Workspace
+from flows.console import exit_code
 from flows.encode import encode
 from flows.gc import gc
+from flows.nightly import nightly
 from flows.promote import promote, table_of
 from flows.train import train
 from model import encode_volume, open_decoded
@@ -258,3 +261,16 @@ def test_who_reads_in_a_loop_while_everything_is_encoded_again_sees_one_version_
     assert wrong == []
     assert seen >= {(name, first) for name in names}
     assert {model_of(workspace, name) for name in names} == {second}
+
+
+def test_a_night_is_no_news_for_what_was_refused_before_and_is_for_what_is_new(tmp_path):
+    folder, root = tmp_path / "scans", tmp_path / "ws"
+    write_ct_series(folder, ct_volume(seed=1), patient=1, name="one")
+    (folder / "broken.dcm").write_text("not an image")
+    Workspace.open(root, create=True).register_source(folder)
+    codes = [exit_code(nightly.fn(workspace=str(root), settings=QUICK)) for _ in range(2)]
+    (folder / "new.dcm").write_text("not an image either")
+    third = nightly.fn(workspace=str(root), settings=QUICK)
+    assert [*codes, exit_code(third)] == [4, 0, 4]
+    assert (third.counts["ingest"]["quarantined"], third.counts["ingest"]["quarantined_new"]) == (2, 1)
+    assert third.reasons["NOT_DICOM"] == 2

@@ -226,7 +226,7 @@ def test_inspect_needs_neither_torch_nor_prefect(finished):
         "import sys; from flows.cli import main\n"
         f"sys.argv = ['voxbook', 'inspect', '-w', {str(finished)!r}, '--json']\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'prefect', 'distributed', 'pydicom', 'zarr'} & set(sys.modules)\n"
+        "heavy = {'torch', 'prefect', 'distributed', 'pydicom', 'zarr', 'sqlalchemy', 'asyncio'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)

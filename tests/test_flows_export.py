@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import dicom_tables
@@ -16,12 +18,14 @@ import pytest
 from PIL import Image
 
 from archive.codes import StoredCodes
-from archive.errors import ConfigError
+from archive.errors import ConfigError, TransientError
+from archive.exported import Ledger
+from archive.nifti import write_nifti
 from archive.settings import GateSettings
 from archive.workspace import Workspace, open_codes, open_volumes
 from flows.cohort import export_many
 from flows.cohort_pool import Job, Written, processes, written
-from flows.export import export, opened_series
+from flows.export import export, opened_series, write
 from model import open_decoded
 
 
@@ -148,6 +152,48 @@ def test_png_shows_three_planes_and_says_whose_pixels_it_holds(home, tmp_path):
     assert pixels.shape[1] > 2 * pixels.shape[0] and pixels.std() > 10
 
 
+def test_an_upper_case_suffix_is_the_same_format(home, tmp_path):
+    series = one(home, "MR").series
+    for name in ("x.nii.gz", "y.NII.GZ", "x.nii", "y.NII", "x.png", "y.PNG"):
+        export(home, series, tmp_path / name)
+    for lower, upper in (("x.nii.gz", "y.NII.GZ"), ("x.nii", "y.NII"), ("x.png", "y.PNG")):
+        assert (tmp_path / lower).read_bytes() == (tmp_path / upper).read_bytes()
+    assert export(home, series, tmp_path / "y.OME.ZARR").bytes and (tmp_path / "y.OME.ZARR" / "zarr.json").exists()
+
+
+def test_writing_a_nifti_takes_no_second_copy_of_its_voxels(home, tmp_path):
+    volume = opened_series(home, one(home, "CT"), "volume").read(None)
+    tall = np.zeros((200, 256, 256), np.int16)
+    geometry = replace(volume.geometry, shape=tall.shape)
+    large = replace(volume, voxels=tall, geometry=geometry, slope=volume.slope[:1], intercept=volume.intercept[:1])
+    tracemalloc.start()
+    try:
+        write_nifti(large, tmp_path / "x.nii")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < tall.nbytes / 8
+
+
+def test_a_second_run_into_a_folder_is_told_to_wait(home, tmp_path):
+    with Ledger(tmp_path), pytest.raises(TransientError) as caught:
+        export_many(home, tmp_path, jobs=1)
+    assert caught.value.code == "LEASED" and "another export" in str(caught.value)
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
+def test_a_foreign_sidecar_stays_and_keeps_its_image_away(home, tmp_path):
+    first = export_many(home, tmp_path / "a", group="ct", naming="bids", jobs=1)
+    sidecar = next((tmp_path / "a").rglob("sub-*/ct/*.json")).relative_to(tmp_path / "a")
+    mine = tmp_path / "b" / sidecar
+    mine.parent.mkdir(parents=True)
+    mine.write_text("not voxbook's")
+    done = export_many(home, tmp_path / "b", group="ct", naming="bids", jobs=1)
+    assert mine.read_text() == "not voxbook's" and done.reasons == {"OCCUPIED": 1}
+    assert done.counts["written"] == first.counts["written"] - 1
+    assert not mine.with_suffix(".nii.gz").exists()
+
+
 def test_ome_zarr_holds_what_was_decoded(home, tmp_path):
     row = one(home, "MR")
     export(home, row.series, tmp_path / "x.ome.zarr", "codes")
@@ -260,7 +306,7 @@ def test_processes_end_with_the_run_that_started_them(tmp_path):
 def test_memory_bounds_how_many_are_written_side_by_side(monkeypatch):
     monkeypatch.setattr("flows.cohort_pool.cores", lambda: 8)
     monkeypatch.setattr("flows.cohort_pool.memory_bytes", lambda: 2**34)
-    assert (processes(2**20), processes(2**28), processes(2**32)) == (8, 4, 1)
+    assert (processes(2**20), processes(2**28), processes(2**32)) == (8, 2, 1)
 
 
 def test_the_deployment_writes_into_the_workspaces_exports(workspace):
@@ -270,3 +316,18 @@ def test_the_deployment_writes_into_the_workspaces_exports(workspace):
     names = {path.name for path in (workspace / "exports" / "cohort").glob("*.png")}
     assert names == {f"{row.series}.png" for row in Workspace.open(workspace).catalog.series(group="ct")}
     assert done.counts["written"] == len(names) and "written as png" in done.sentence
+
+
+def test_the_ratio_of_all_levels_is_not_told_of_the_first_ones(home, tmp_path):
+    row = one(home, "CT")
+    stored = StoredCodes(home.codes / row.series / row.codes_version)
+    whole = opened_series(home, row, "codes")
+    assert whole.derived.ratio > 1
+    assert opened_series(home, row, "codes", stored.levels).derived.ratio == whole.derived.ratio
+    if stored.levels > 1:
+        assert opened_series(home, row, "codes", 1).derived.ratio is None
+    for number, opened in enumerate((whole, replace(whole, derived=replace(whole.derived, ratio=None), levels=1))):
+        write(opened.read(None), tmp_path / f"{number}.nii", opened)
+    told = [nibabel.load(tmp_path / f"{number}.nii").header["descrip"].item().decode() for number in (0, 1)]
+    assert f"ratio {whole.derived.ratio:.3g}" in told[0]
+    assert "ratio" not in told[1] and "levels 1 to 1" in told[1]

@@ -83,3 +83,47 @@ def test_nothing_bars_anybody_and_nothing_is_wider_than_the_screen(report_html, 
 def test_it_prints(report_html, page):
     opened(page, report_html)
     assert len(page.pdf(format="A4")) > 20_000
+
+
+def test_a_click_on_a_point_of_each_plot_opens_the_series_that_is_drawn_there(report_html, page):
+    opened(page, report_html)
+    data = json.loads(page.locator("#data").text_content())
+    column = {name: at for at, name in enumerate(data["columns"])}
+    plots = page.locator("svg[data-key], svg[data-rate]")
+    assert plots.count() >= 4
+    for number in range(plots.count()):
+        svg = plots.nth(number)
+        key = svg.get_attribute("data-key") or "psnr"
+        wanted = next(row for row in data["rows"] if row[column[key]] is not None)
+        place = svg.evaluate(WHERE, [wanted[column["series"]], wanted, column])
+        svg.scroll_into_view_if_needed()
+        box = svg.bounding_box()
+        page.mouse.click(box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"])
+        assert page.locator("#detail").is_visible(), key
+        shown = page.locator("#detail b.id").inner_text()
+        same = [row[column["series"]] for row in data["rows"] if row[column[key]] == wanted[column[key]]]
+        assert shown in same, key
+        page.keyboard.press("Escape")
+
+
+# Where a series is drawn, as shares of the picture's width and height: of a named dot its middle, else by the scale.
+WHERE = """(svg, [name, row, column]) => {
+  const [, , wide, high] = svg.getAttribute("viewBox").split(" ").map(Number);
+  const dot = svg.querySelector(`a[data-series="${name}"] circle`);
+  if (dot) return [dot.cx.baseVal.value / wide, dot.cy.baseVal.value / high];
+  const ends = svg.dataset.rate.split(" ").map(Number);
+  const at = (value, [low, end, a, b]) => a + (value - low) / (end - low) * (b - a);
+  return [at(row[column.bits_per_voxel_disk], ends) / wide, at(row[column.psnr], ends.slice(4)) / high];
+}"""
+
+
+def test_on_paper_nothing_is_folded(report_html, page):
+    opened(page, report_html)
+    folded = page.locator("details:not([open])").count()
+    assert folded > 0
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() == folded
+    page.emulate_media(media="print")  # a reader without script
+    assert page.locator("#record pre").first.is_visible()

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from archive.errors import REASONS
+from archive.geometry import Geometry
 from archive.phantoms import phantom
 from flows.report_page import count, duration, number, render, verdict
-from tasks.figures import SOFT_TISSUE, Window, triptych, windows_of
+from tasks.figures import MOST_VOXELS, SOFT_TISSUE, Window, figures, sampled, triptych, windows_of
+from tasks.report import last_outcomes
 from tasks.report_changes import changes
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -238,6 +241,39 @@ def test_verdict_says_the_worst_first(summary: dict[str, int], tone: str, says: 
     assert found.tone == tone and says in f"{found.headline} {found.detail}"
 
 
+def ended(stage: str, state: str, why: str = "") -> dict[str, str]:
+    return {"stage": stage, "run": "20261123T040000-ab12cd", "state": state, "why": why}
+
+
+@pytest.mark.parametrize(
+    ("last", "tone", "says"),
+    [
+        ([ended("ingest", "completed"), ended("encode", "completed")], "good", "All series encoded."),
+        ([ended("encode", "failed", "DISK_FULL")], "bad", "The last encode did not succeed."),
+        ([ended("encode", "failed", "DISK_FULL")], "bad", "encode failed: DISK_FULL (run 2026"),
+        ([ended("ingest", "failed"), ended("verify", "cancelled")], "bad", "The last ingest and verify did not"),
+        ([ended("train", "interrupted")], "bad", "train interrupted (run 2026"),
+        ([ended("encode", "running")], "watch", "The last encode has not ended, or was killed."),
+        ([ended("verify", "damaged")], "watch", "voxbook verify"),
+    ],
+)
+def test_verdict_is_not_green_where_the_last_run_of_a_stage_was_not(last: list, tone: str, says: str) -> None:
+    found = verdict({"series": 3, "encoded": 3}, last)
+    assert found.tone == tone and says in f"{found.headline} {found.detail}"
+    page = render(report(last=last, summary={"series": 3, "encoded": 3}))
+    assert f'<header class="{tone}">' in page
+
+
+def test_a_run_that_failed_is_forgiven_by_the_next_of_its_stage_only() -> None:
+    def run(verb: str, state: str, at: str | None = "2026", **counts: str) -> Any:
+        return SimpleNamespace(verb=verb, run="r", state=state, ended_at=at, counts=counts)
+
+    runs = [run("ingest", "failed", code="NOT_FOUND"), run("encode", "failed", error="MemoryError")]
+    runs += [run("ingest", "completed"), run("report", "failed"), run("verify", "started", None)]
+    found = {entry["stage"]: (entry["state"], entry["why"]) for entry in last_outcomes(runs)}
+    assert found == {"ingest": ("completed", ""), "encode": ("failed", "MemoryError"), "verify": ("running", "")}
+
+
 def test_words_for_figures() -> None:
     assert [number(value) for value in (0.12345, 3.14159, 98.21, 12345.6)] == ["0.123", "3.14", "98.2", "12\u202f346"]
     assert [duration(value) for value in (2.0, 361.2, 7260)] == ["2.0 s", "6 min 01 s", "2 h 01 min"]
@@ -263,6 +299,29 @@ def test_triptych_is_original_decoded_and_difference_side_by_side() -> None:
     assert np.abs(pixels[4:-4, 276:-4] - 128).max() <= 3  # no difference anywhere
     colour = np.zeros((70, 50, 3), np.float32)
     assert Image.open(io.BytesIO(triptych(colour, colour, Window("8 bit", 0, 255), (50, 70)))).mode == "RGB"
+
+
+def test_of_a_large_series_slices_at_a_distance_are_decoded_and_the_middle_one_among_them() -> None:
+    class Counting:
+        """A series [z, y, x] whose values are their z; counts what is read of it."""
+
+        axes, shape, geometry = "zyx", (900, 256, 256), Geometry.pixels((900, 256, 256))
+        read = 0
+
+        def slab_values(self, start: int, stop: int) -> np.ndarray:
+            self.read += stop - start
+            return np.broadcast_to(np.arange(start, stop, dtype=np.float32)[:, None, None], (stop - start, 256, 256))
+
+    original, decoded = Counting(), Counting()
+    (one,) = figures(original, decoded, "MR")
+    assert original.read == decoded.read <= MOST_VOXELS // 256**2 + 1 < 100
+    assert [(p["plane"], p["every"]) for p in one["planes"]] == [("axial", 1), ("coronal", 14), ("sagittal", 14)]
+    page = render(report(worst=[{**report()["series"][0], "figures": [one]}]))
+    assert "coronal (one slice in 14)" in page and "axial (one" not in page
+    assert 450 in sampled((900, 256, 256)) and sampled((60, 200, 200)).tolist() == list(range(60))
+    sheet = Image.open(io.BytesIO(base64.b64decode(one["planes"][1]["picture"]))).convert("L")
+    column = np.asarray(sheet)[:, 5].astype(int)  # feet to head: falls, without a gap
+    assert column[0] > 240 and column[-1] < 15 and np.diff(column).max() <= 3
 
 
 def test_changes_name_what_came_went_and_moved() -> None:

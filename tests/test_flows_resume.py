@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK
 
+from archive.errors import StoreError
 from archive.workspace import Workspace
 from flows.encode import encode
 from flows.ingest import ingest
@@ -102,3 +103,27 @@ def test_two_ingests_at_once_do_everything_once(tmp_path, archive_folder):
     assert sum(counts["ingested"] for counts in found) == 4
     assert len(Workspace.open(root).catalog.series()) == 4
     assert whole(root)
+
+
+def test_a_lost_linkage_is_made_anew_by_naming_the_sources_again(workspace, archive_folder):
+    home = Workspace.open(workspace)
+    names = [row.series for row in home.catalog.series()]
+    before = {name: home.linkage.reveal(name) for name in names}
+    home.close()
+    for path in workspace.glob("linkage.sqlite*"):
+        path.unlink()
+    with pytest.raises(StoreError, match="does not know where this source lies") as caught:
+        ingest.fn(workspace=str(workspace), settings=QUICK)
+    assert "ingest FOLDER" in caught.value.hint
+    alias = home.register_source(archive_folder)
+    outcome = ingest.fn(workspace=str(workspace), sources=[alias], settings=QUICK)
+    assert (outcome.counts["ingested"], outcome.counts["unchanged"]) == (0, 4)
+    assert {name: home.linkage.reveal(name) for name in names} == before
+    assert home.linkage.refused("NOT_DICOM")
+
+
+def test_a_damaged_linkage_says_which_file_it_is_and_the_way_back(workspace):
+    (workspace / "linkage.sqlite").write_bytes(b"x" * 8192)
+    with pytest.raises(StoreError, match=r"linkage\.sqlite is damaged") as caught:
+        ingest.fn(workspace=str(workspace), settings=QUICK)
+    assert "move it away and ingest the sources again" in caught.value.hint

@@ -33,7 +33,11 @@ def test_the_first_ingest_counts_every_series_and_file(tmp_path, archive_folder)
     second = ingest.fn(workspace=str(tmp_path / "ws"), settings=QUICK)
     assert (second.counts["ingested"], second.counts["unchanged"]) == (0, 4)
     assert "nothing new" in second.sentence
-    assert (first.counts["quarantined_new"], second.counts["quarantined"], second.counts["quarantined_new"]) == (1, 1, 0)
+    assert (first.counts["quarantined_new"], second.counts["quarantined"], second.counts["quarantined_new"]) == (
+        1,
+        1,
+        0,
+    )
     assert ", 1 quarantined, " in first.sentence and ", 1 quarantined (none of them new), " in second.sentence
 
 

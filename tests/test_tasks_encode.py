@@ -39,7 +39,9 @@ def pretended(jobs):
     for job in jobs:
         codes = store_samples.codes(store_samples.volume(), job.source_version)
         item = store_samples.encoding_commit(job.codes, codes, job.series, settings=job.settings_digest)
-        found.append(encoding.EncodeRecord(job, item.committed, {"psnr": 40.0, "ssim": 0.9, "passed": True, "reasons": []}))
+        found.append(
+            encoding.EncodeRecord(job, item.committed, {"psnr": 40.0, "ssim": 0.9, "passed": True, "reasons": []})
+        )
     return found
 
 
