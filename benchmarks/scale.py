@@ -166,7 +166,9 @@ def projection(rows: Sequence[dict[str, Any]], workers: int) -> list[dict[str, A
 def _environment() -> dict[str, str]:
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     known = {"PYTHONPATH": f"{HERE}:{HERE.parent}", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_LEVEL": "ERROR"}
-    return {**os.environ, **threads, **known, "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+    # As docs/scale.md advises for a cluster of one's own: without them scheduler and workers remember batches.
+    logs = {f"DASK_DISTRIBUTED__ADMIN__{name}LOG_LENGTH": "0" for name in ("", "LOW_LEVEL_")}
+    return {**os.environ, **threads, **known, **logs, "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -34,6 +34,9 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # Dask's logs of what its state machines did hold every batch that was sent: 150 kB each, thousands of them.
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "0",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "0",
 }
 # Dask tells glibc to give memory back at once, and so every slice to fault its pages in anew: a third of the time.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20)}
@@ -220,8 +223,9 @@ def _start(settings: ClusterSettings, workers: int, preload: Sequence[str] = (),
 
     for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Dask's own warnings print arguments, and those hold paths.
-    dask.config.set({"distributed.admin.log-length": 0, "distributed.worker.daemon": False})
+    # Dask's own warnings print arguments, and those hold paths; its logs of states hold whole batches.
+    dask.config.set({"distributed.admin.log-length": 0, "distributed.admin.low-level-log-length": 0})
+    dask.config.set({"distributed.worker.daemon": False})
     dask.config.set({f"distributed.nanny.pre-spawn-environ.{key}": value for key, value in MALLOC.items()})
     dask.config.set({"distributed.scheduler.allowed-failures": 0})  # what died with its worker comes back to us at once
     # A worker is not back within 15 s where imports are slow, and Dask would close its nanny for good (deploy/spec.py).
