@@ -74,8 +74,13 @@ def finish(workspace: Workspace) -> int:
     return gone
 
 
+def marked_by(workspace: Workspace, series: str | None, patient: str | None) -> Marked:
+    """What `erase` would erase; nothing is changed. Raises StoreError NOT_FOUND."""
+    return _series(workspace, series) if series is not None else _patient(workspace, patient or "-")
+
+
 def _erased(workspace: Workspace, series: str | None, patient: str | None) -> Erased:
-    marked = _series(workspace, series) if series is not None else _patient(workspace, patient or "-")
+    marked = marked_by(workspace, series, patient)
     with Leases(workspace.catalog, workspace.catalog.start_run("forget")) as leases:
         try:
             erased = _erase(workspace, marked, leases, "FORGOTTEN" if patient is None else "PATIENT_FORGOTTEN")

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from archive.errors import ConfigError
+
 NIGHTLY_CRON = "30 1 * * *"
 
 
@@ -51,15 +53,22 @@ def serve_all(workspace: Path, limit: int = 1, reports_port: int | None = None) 
     """Serve every deployment for one workspace from this process until it is interrupted, `limit` runs at a time.
 
     reports_port: where on 127.0.0.1 runs' reports are served too, so that their links in the UI lead somewhere; 0: any
-    free port; none: nowhere.
+    free port; none: nowhere. Raises ConfigError BAD_USAGE where no API is configured.
     """
     from prefect import serve
+    from prefect.settings import get_current_settings
 
     from archive.workspace import Workspace
     from flows.artifacts import REPORTS_URL
     from flows.report_server import serve_reports
 
-    home = Workspace.open(workspace, create=True)
+    home = Workspace.open(workspace)
+    if get_current_settings().api.url is None:
+        raise ConfigError(
+            "BAD_USAGE",
+            "no Prefect API is configured",
+            hint="set PREFECT_API_URL; voxbook up starts a server and serves",
+        )
     if reports_port is not None:
         os.environ[REPORTS_URL] = serve_reports(home.reports, reports_port)  # for the runs, which are processes of ours
     serve(

@@ -21,7 +21,7 @@ Sources = Annotated[list[str], Field(description="Aliases of sources, as in [sou
 @stage_flow("ingest")
 def ingest(workspace: WorkspacePath, sources: Sources = [], settings: Overrides = []) -> Outcome:
     """Bring new and changed series of the sources into the volume store; refuse the rest with a reason."""
-    with staged("ingest", workspace, settings, create=True) as stage:
+    with staged("ingest", workspace, settings) as stage:
         regroup(stage.workspace)
         known = {source.alias for source in stage.catalog.sources()}
         aliases = sources or sorted(known | set(stage.settings.sources))

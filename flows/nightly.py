@@ -28,6 +28,7 @@ Sample = Annotated[
 @stage_flow("nightly")
 def nightly(workspace: WorkspacePath, verify_sample: Sample = 0.05, settings: Overrides = []) -> Outcome:
     """Ingest, encode, verify a sample by reading every byte of it, report."""
+    Workspace.open(Path(workspace), settings)  # a wrong setting ends the night here, and is no damage of each stage
     parts = [
         _run(ingest, "ingest", workspace=workspace, settings=settings),
         _run(encode, "encode", workspace=workspace, settings=settings),

@@ -121,7 +121,7 @@ def start(
         raise ConfigError(
             "OCCUPIED", f"port {taken} is taken", hint="choose another with --port; reports take the next"
         )
-    root = Workspace.open(workspace, create=True).root
+    root = Workspace.open(workspace).root
     folder = home()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     api = f"http://127.0.0.1:{port}/api"

@@ -166,12 +166,15 @@ def forget(
 
     Example: voxbook forget -w ws --patient 5d07
     """
-    from archive.erase import erase
+    from archive.erase import erase, marked_by
 
     if (series is None) == (patient is None):
         raise ConfigError("BAD_USAGE", "forget takes --series or --patient")
     if not yes:
-        typer.confirm("Erase for good?", abort=True, err=True)
+        found = marked_by(Home.open(workspace), series, patient)
+        typer.confirm(
+            f"Erase {len(found.series)} series and {len(found.keys)} refused items for good?", abort=True, err=True
+        )
     erased = erase(Home.open(workspace), series=series, patient=patient)
     words = (
         f"forget: {erased.series} series, {erased.refused} refused items, {erased.folders} folders, "

@@ -48,7 +48,7 @@ def init(
         )
     if as_json:
         console.emit(done)
-        return
+        raise typer.Exit(console.NOTHING if sources and not done["series"] else console.OK)
     columns, rows, said = summary(done)
     if rows:
         console.table(columns, rows)
@@ -56,6 +56,9 @@ def init(
     if done["reasons"]:
         console.reasons(done["reasons"])
     sys.stdout.write(f"init: wrote {done['settings']}: {done['series']} series in {len(done['groups'])} groups\n")
+    if sources and not done["series"]:
+        sys.stdout.write("Nothing was found there: look at the reasons above, or name another folder\n")
+        raise typer.Exit(console.NOTHING)
     sys.stdout.write("Next: read it, then voxbook ingest, train, encode with the same -w\n")
 
 
@@ -105,7 +108,12 @@ def view(
 
 def up(
     workspace: Workspace,
-    port: Annotated[int, typer.Option("--port", help="Port of the Prefect server on 127.0.0.1.")] = 4200,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", min=1, max=65534, help="Port of the Prefect server on 127.0.0.1; reports take the next."
+        ),
+    ] = 4200,
     limit: Limit = 1,
     outgoing: Annotated[
         bool, typer.Option("--outgoing", help="Let the server send requests to other machines (notifications).")

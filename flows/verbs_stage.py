@@ -42,7 +42,7 @@ def ingest(
     missing = [number for number, path in enumerate(sources or [], 1) if not path.exists()]
     if missing:  # before a workspace is made
         raise ConfigError("BAD_USAGE", f"SOURCE number {missing[0]} does not exist", hint="check the path")
-    home = Home.open(workspace, settings, create=True)
+    home = Home.open(workspace, settings, create=bool(sources))
     before = {row.alias for row in home.catalog.sources()}
     aliases = [home.register_source(path, exclude=exclude or None) for path in sources or []]
     if set(aliases) - before:  # workers will be needed, and Prefect takes a second to import

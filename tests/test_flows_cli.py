@@ -90,6 +90,8 @@ def test_an_empty_folder_exits_3(tmp_path, capfd, monkeypatch):
     (tmp_path / "empty").mkdir()
     code, out, _ = here(capfd, monkeypatch, "ingest", tmp_path / "empty", "-w", tmp_path / "ws", "--json")
     assert (code, json.loads(out)["found"]) == (console.NOTHING, 0)
+    code, out, _ = here(capfd, monkeypatch, "init", tmp_path / "empty", "-w", tmp_path / "ws2")
+    assert (code, "Nothing was found there" in out) == (console.NOTHING, True)
 
 
 def test_a_folder_of_junk_exits_4_with_reasons_and_no_traceback(tmp_path):
@@ -128,6 +130,13 @@ def test_an_unknown_key_exits_2_and_names_the_nearest(tmp_path, capfd, monkeypat
         (["ingest", "-w", "WS", "--exclude", "a"], 2, "SOURCE"),
         (["inspect", "-w", "WS", "--reveal"], 2, "terminal"),
         (["forget", "-w", "WS", "--yes"], 2, "--series"),
+        (["forget", "-w", "WS", "--series", "ffff"], 3, "NOT_FOUND"),
+        (["nightly", "-w", "WS", "--set", "encode.profil=fast"], 2, "encode.profile"),
+        (["serve", "-w", "WS"], 2, "voxbook up"),
+        (["serve", "-w", "WS/none"], 2, "NO_WORKSPACE"),
+        (["up", "-w", "WS/none"], 2, "NO_WORKSPACE"),
+        (["up", "-w", "WS", "--port", "65535"], 2, "--port"),
+        (["ingest", "-w", "WS/none"], 2, "NO_WORKSPACE"),
         (["nosuchverb"], 2, "nosuchverb"),
         (["train"], 2, "Example"),
         (["decode", "-w"], 2, "-w"),
@@ -136,6 +145,7 @@ def test_an_unknown_key_exits_2_and_names_the_nearest(tmp_path, capfd, monkeypat
 def test_wrong_input_says_what_and_what_next(workspace, capfd, monkeypatch, words, code, said):
     found, out, err = here(capfd, monkeypatch, *[word.replace("WS", str(workspace)) for word in words])
     assert (found, said in out + err, "Traceback" in out + err) == (code, True, False), out + err
+    assert not (workspace / "none").exists()
 
 
 def test_train_on_an_empty_workspace_exits_3(tmp_path, capfd, monkeypatch):

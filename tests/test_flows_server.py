@@ -58,24 +58,24 @@ def stand_in(monkeypatch, serve: str) -> list:
     return spawned
 
 
-def test_what_ends_while_it_starts_is_said_and_nothing_of_it_runs_on(home, tmp_path, monkeypatch):
+def test_what_ends_while_it_starts_is_said_and_nothing_of_it_runs_on(home, workspace, monkeypatch):
     spawned = stand_in(monkeypatch, serve="raise SystemExit(3)")
     with pytest.raises(TransientError, match="what serves the deployments ended while starting") as caught:
-        server.start(tmp_path / "ws", free_pair())
+        server.start(workspace, free_pair())
     assert "serve.log" in caught.value.hint
     assert len(spawned) == 2 and not any(one.process() for one in spawned)
     assert not (home / "up.json").exists()
 
 
-def test_deployments_of_an_earlier_time_are_not_taken_for_served(home, tmp_path, monkeypatch):
+def test_deployments_of_an_earlier_time_are_not_taken_for_served(home, workspace, monkeypatch):
     monkeypatch.setattr(server, "READY_SECONDS", 2)
     spawned = stand_in(monkeypatch, serve="import time; time.sleep(60)")
     with pytest.raises(TransientError, match="not ready within 2 s"):
-        server.start(tmp_path / "ws", free_pair())
+        server.start(workspace, free_pair())
     assert not any(one.process() for one in spawned)
 
 
-def test_what_is_started_is_noted_before_anything_else_can_go_wrong(home, tmp_path, monkeypatch):
+def test_what_is_started_is_noted_before_anything_else_can_go_wrong(home, workspace, monkeypatch):
     def killed(*_: object) -> None:
         raise SystemExit  # as if this process ended here; `start` has no time to clean up
 
@@ -83,7 +83,7 @@ def test_what_is_started_is_noted_before_anything_else_can_go_wrong(home, tmp_pa
     monkeypatch.setattr(server, "_wait", killed)
     monkeypatch.setattr(server, "stop", lambda: 0)
     with pytest.raises(SystemExit):
-        server.start(tmp_path / "ws", free_pair())
+        server.start(workspace, free_pair())
     monkeypatch.undo()
     monkeypatch.setenv("VOXBOOK_HOME", str(home))
     assert spawned[0].process() is not None
@@ -91,11 +91,11 @@ def test_what_is_started_is_noted_before_anything_else_can_go_wrong(home, tmp_pa
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_taken_port_is_named(home, tmp_path, which):
+def test_a_taken_port_is_named(home, workspace, which):
     port = free_pair()
     with socket.create_server(("127.0.0.1", port + which)):
         with pytest.raises(ConfigError) as caught:
-            server.start(tmp_path / "ws", port)
+            server.start(workspace, port)
         assert caught.value.code == "OCCUPIED" and str(port + which) in caught.value.message
     assert not (home / "up.json").exists()
 
