@@ -168,10 +168,10 @@ def _context(codes: np.ndarray, coarser: np.ndarray | None, network: Network) ->
             places = slab.places(z, number)
             if not len(places):
                 continue
-            hidden = predictor.hidden(slab.around(places, number), number, below.get(places) if below else None)
+            around = predictor.contexts(slab.around(places, number), number, below.get(places) if below else None)
             group, member = predictor.split(slab.get(places))
-            coder.encode(group, _FAMILY, predictor.group(hidden))
-            coder.encode(member, _FAMILY, predictor.member(hidden, group))
+            coder.encode(group, _FAMILY, predictor.group(around))
+            coder.encode(member, _FAMILY, predictor.member(around, group))
             predictor.learn(group, member)
         predictor.turn()
     return _bytes(coder)
@@ -185,9 +185,9 @@ def _by_context(data: bytes, shape: tuple[int, int, int], coarser: np.ndarray | 
             places = slab.places(z, number)
             if not len(places):
                 continue
-            hidden = predictor.hidden(slab.around(places, number), number, below.get(places) if below else None)
-            group = coder.decode(_FAMILY, predictor.group(hidden))
-            member = coder.decode(_FAMILY, predictor.member(hidden, group))
+            around = predictor.contexts(slab.around(places, number), number, below.get(places) if below else None)
+            group = coder.decode(_FAMILY, predictor.group(around))
+            member = coder.decode(_FAMILY, predictor.member(around, group))
             predictor.learn(group, member)
             slab.put(places, predictor.codes(group, member))
         predictor.turn()

@@ -37,7 +37,7 @@ _POWERS = np.array(
         for k in range(_REACH)
     ]
     + [0],
-    np.float64,
+    np.float32,
 )  # fmt: skip
 _THRESHOLDS = np.array([root >> (_WORK - 52) for root in _ROOTS[1:]], np.int64)
 
@@ -62,10 +62,12 @@ def frequencies(scores: np.ndarray, shift: float = 1.0) -> np.ndarray:
     np.subtract(largest[:, None], scores, out=scores)
     scores *= shift
     np.clip(scores, 0, _REACH, out=scores)
-    weights = _POWERS.take(scores.astype(np.uint16), mode="clip")
+    powers = _POWERS.take(scores.astype(np.intp), mode="clip")  # take is slower with any other integers
     total = 2**FULL - scores.shape[1]
-    scale = np.floor_divide(total << 20, np.einsum("ns->n", weights).astype(np.int64)).astype(np.float64)
-    weights *= (scale * 2.0**-20)[:, None]
+    # Floats divide as whole numbers would: the dividend is below 2 ** 53, so that a quotient which is not whole lies
+    # further below the next whole number than it is rounded.
+    scale = np.floor((total << 20) / np.einsum("ns->n", powers, dtype=np.float64))
+    weights = powers * (scale * 2.0**-20)[:, None]
     np.floor(weights, out=weights)
     weights[:, 0] += total - np.einsum("ns->n", weights)  # what the floors left over: less than 2 ** -16 of it
     return weights

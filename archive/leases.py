@@ -23,6 +23,9 @@ from archive.owner import Owner
 HEARTBEAT_SECONDS = 30.0
 EXPIRY_SECONDS = 600.0
 logger = logging.getLogger("voxbook")
+# Runs of this process that ended while nothing could be written (a full disk), so that their leases are still there.
+# Others must wait for this process to end; the next run in it need not. Each with its catalog's URL.
+_ungiven: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,15 @@ class Leases:
         has ended. Another host's after ten minutes without a heartbeat.
         """
         wanted = list(dict.fromkeys(resources))
+        ended = {each for each in _ungiven if each[0] == str(self.catalog.engine.url)}
         with writing(self.catalog.engine) as connection:
+            for part in parts(run for _, run in ended):
+                connection.execute(delete(leases).where(leases.c.run.in_(part)))
             held = _held(connection, wanted)
             granted = [name for name in wanted if name not in held or held[name].run == self.run]
             upsert(connection, leases, [asdict(self._lease(name)) for name in granted])
             fault_point("leases.inside")
+        _ungiven.difference_update(ended)
         fault_point("leases.taken")
         return granted
 
@@ -109,6 +116,7 @@ class Leases:
             with writing(self.catalog.engine) as connection:
                 connection.execute(delete(leases).where(leases.c.run == self.run))
         except VoxbookError:
+            _ungiven.add((str(self.catalog.engine.url), self.run))
             # They lapse by themselves once this process is gone; the error that ended the run must stay visible.
             if error is None:
                 raise

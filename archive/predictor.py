@@ -20,6 +20,7 @@ _SHIFT = 2.0 ** -(HEAD_BITS - STEPS.bit_length() + 1)
 _INNER = np.float32(2.0**-INNER_BITS)
 NEVER = -(2**20)  # score of a place in a group that no code has
 LARGEST = 2**24  # what float32 holds exactly
+FEW = 512  # codes of a pass below which looking for alike ones costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,24 @@ class Network:
         return len(self.place)
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """What is around n codes, each kind once.
+
+    hidden: activations float32 [kinds, h] of whole numbers 0..ONE. which: int64 [n], the kind of each code.
+    order: int64 [n], what sorts the codes by kind.
+    """
+
+    hidden: np.ndarray
+    which: np.ndarray
+    order: np.ndarray
+
+    @property
+    def alike(self) -> bool:
+        """Whether any two codes are of one kind."""
+        return len(self.hidden) < len(self.which)
+
+
 class Predictor:
     """A network and what it has learned of the series so far: scores that follow how often codes really occur."""
 
@@ -80,37 +99,52 @@ class Predictor:
         self._inner = [part * _INNER for part in network.inner]
         self._inner_bias, self._second = network.inner_bias * _INNER, network.second * _INNER
         self._second_bias = network.second_bias * _INNER
+        self._heads = list(network.member)
         self._biases()
 
-    def hidden(self, around: np.ndarray, number: int, coarser: np.ndarray | None) -> np.ndarray:
-        """Activations float32 [n, h] of whole numbers 0..ONE. around: codes [n, neighbours]; coarser: codes [n]."""
+    def contexts(self, around: np.ndarray, number: int, coarser: np.ndarray | None) -> Contexts:
+        """What the network makes of what is around codes. around: codes [n, neighbours]; coarser: codes [n]."""
         network = self.network
+        rows = around if coarser is None else np.concatenate([around, coarser[:, None]], axis=1)
+        first, which, order = distinct(rows)
+        around = around.take(first, axis=0)
         found = network.vectors.take(around, axis=0, mode="clip").reshape(len(around), -1)
         if coarser is not None:
-            found = np.concatenate([found, network.coarser[coarser]], axis=1)
-        first = _activate(found @ self._inner[number], self._inner_bias[number])
-        return _activate(first @ self._second, self._second_bias)
+            found = np.concatenate([found, network.coarser[coarser.take(first)]], axis=1)
+        inner = _activate(found @ self._inner[number], self._inner_bias[number])
+        return Contexts(_activate(inner @ self._second, self._second_bias), which, order)
 
-    def group(self, hidden: np.ndarray) -> np.ndarray:
+    def group(self, contexts: Contexts) -> np.ndarray:
         """Frequencies of the groups, [n, G] as `frequencies` gives them."""
-        sums = hidden @ self.network.group
+        sums = contexts.hidden @ self.network.group
         sums += self._group_bias
         found = frequencies(sums, _SHIFT)
-        self._seen[1] += found.sum(axis=0).astype(np.int64)
-        return found
+        if not contexts.alike:
+            self._seen[1] += found.sum(axis=0).astype(np.int64)
+            return found
+        self._seen[1] += (np.bincount(contexts.which).astype(np.float64) @ found).astype(np.int64)
+        return found.take(contexts.which, axis=0, mode="clip")
 
-    def member(self, hidden: np.ndarray, group: np.ndarray) -> np.ndarray:
+    def member(self, contexts: Contexts, group: np.ndarray) -> np.ndarray:
         """Frequencies of the places in each row's group, [n, M]."""
-        order = np.argsort(group, kind="stable")
-        ordered, groups = hidden[order], group[order]
+        # By group, and by context in it: what is asked twice is answered once.
+        order = contexts.order.take(np.argsort(group.take(contexts.order).astype(np.uint16), kind="stable"))
+        groups, rows = group.take(order), contexts.which.take(order)
+        starts = _starts(groups, rows) if contexts.alike else None
+        if starts is not None:
+            groups, rows = groups[starts], rows[starts]
+        ordered = contexts.hidden.take(rows, axis=0, mode="clip")
         ends = np.searchsorted(groups, np.arange(self._groups + 1))
         there = np.flatnonzero(np.diff(ends))
-        sums = np.empty((len(group), self._members), np.float32)
-        for which, start, stop in zip(there.tolist(), ends[there].tolist(), ends[there + 1].tolist(), strict=True):
-            np.matmul(ordered[start:stop], self.network.member[which], out=sums[start:stop])
+        sums = np.empty((len(groups), self._members), np.float32)
+        for each, start, stop in zip(there.tolist(), ends[there].tolist(), ends[there + 1].tolist(), strict=True):
+            np.dot(ordered[start:stop], self._heads[each], sums[start:stop])
         sums += self._member_bias.take(groups, axis=0, mode="clip")
         found = frequencies(sums, _SHIFT)
-        self._seen_members[1, there] += np.add.reduceat(found, ends[there], axis=0).astype(np.int64)
+        counted = found if starts is None else found * np.diff(starts, append=len(order))[:, None]
+        self._seen_members[1, there] += np.add.reduceat(counted, ends[there], axis=0).astype(np.int64)
+        if starts is not None:
+            return found.take(_spread(order, starts), axis=0, mode="clip")
         back = np.empty_like(found)
         back[order] = found
         return back
@@ -152,3 +186,47 @@ def _activate(sums: np.ndarray, bias: np.ndarray) -> np.ndarray:
     sums += bias
     np.floor(sums, out=sums)
     return np.clip(sums, 0, ONE, out=sums)  # several times faster than maximum and minimum with a number
+
+
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kinds of rows, for in air and in what is padded many are alike.
+
+    rows: whole numbers 0..65536 [n, s]. Returns first [kinds], which [n] and order [n]: rows[first][which] == rows, and
+    which[order] rises. Sorted by 16 bits of a sum, which costs a tenth of comparing; like rows between which an unlike
+    one of the same 16 bits comes stay two kinds.
+    """
+    if len(rows) < FEW:
+        each = np.arange(len(rows))
+        return each, each, each
+    packed = _PACKED[:, : rows.shape[1]] @ rows.T.astype(np.float64)  # exact, also the sum
+    order = np.argsort((packed[-1].astype(np.int64) >> 8).astype(np.uint16), kind="stable")
+    starts = _starts(*packed[:-1].take(order, axis=1))
+    return order[starts], _spread(order, starts), order
+
+
+def _starts(*columns: np.ndarray) -> np.ndarray:
+    """Places where one of several [n] differs from the place before; the first too."""
+    differs = np.zeros(len(columns[0]), bool)
+    differs[0] = True
+    for column in columns:
+        differs[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(differs)
+
+
+def _spread(order: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Which run of `order`, each beginning at one of starts, an element is in; int64 [n]."""
+    which = np.empty_like(order)
+    which[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
+    return which
+
+
+def _packing(most: int) -> np.ndarray:
+    """[rows, most]: three codes to a float64, and last a sum in which every place has another weight."""
+    place = np.arange(most)
+    packed = np.zeros((-(-most // 3) + 1, most))
+    packed[place // 3, place] = 2.0 ** (17 * (place % 3))
+    packed[-1] = np.random.default_rng(0).integers(2**31, 2**32, most)
+    return packed
+
+
+_PACKED = _packing(18)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archive import entropy, integers, tables
+from archive import entropy, integers, predictor, tables
 from archive.codec import CodesCodec
 from archive.contexts import NEIGHBOURS, PASSES, Slab
 from archive.errors import InputError, StoreError
-from archive.predictor import Network, Predictor
+from archive.predictor import Network, Predictor, distinct
 
 SIZE, GROUPS, MEMBERS, VECTOR, HIDDEN = 60, 8, 8, 4, 16
 
@@ -150,7 +150,35 @@ def test_the_sums_of_a_network_are_those_of_integers():
     found = one.vectors.astype(np.int64)[around].reshape(500, -1)
     first = np.clip((found @ one.inner[1].astype(np.int64) + one.inner_bias[1].astype(np.int64)) >> 6, 0, 127)
     second = np.clip((first @ one.second.astype(np.int64) + one.second_bias.astype(np.int64)) >> 6, 0, 127)
-    np.testing.assert_array_equal(Predictor(one).hidden(around, 1, None), second)
+    contexts = Predictor(one).contexts(around, 1, None)
+    np.testing.assert_array_equal(contexts.hidden[contexts.which], second)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5000])
+@pytest.mark.parametrize("largest", [1, 40, 65536])
+def test_kinds_of_rows(size, largest):
+    rng = np.random.default_rng(size)
+    rows = rng.integers(max(0, largest - 2), largest + 1, (size, 14)).astype(np.int32)
+    rows[rng.random(size) < 0.5] = largest
+    first, which, order = distinct(rows)
+    np.testing.assert_array_equal(rows[first][which], rows)
+    np.testing.assert_array_equal(np.sort(order), np.arange(size))
+    assert (np.diff(which[order]) >= 0).all() and len(first) <= size
+    if size == 5000:
+        assert len(first) < size / 1.5  # at least the half that is one kind was found
+
+
+def test_codes_of_one_kind_share_their_prediction_and_no_byte_changes(monkeypatch):
+    codes = smooth((2, 3, 48, 50), 5)
+    codes[:, :, 10:40, 8:] = 7
+    made = []
+    for few in (0, 10**9):
+        monkeypatch.setattr(predictor, "FEW", few)
+        data = by_context(codes)
+        found = entropy._by_context(data, codes[1].shape, codes[0], network(1, coarser=True))
+        np.testing.assert_array_equal(found, codes[1])
+        made.append(data)
+    assert made[0] == made[1]
 
 
 ELSEWHERE = """

@@ -57,6 +57,21 @@ def test_leases_are_given_back_at_the_end_even_after_an_error(catalog):
     assert holders(catalog) == []
 
 
+def test_leases_that_could_not_be_given_back_do_not_stop_the_next_run_of_this_process(catalog, monkeypatch):
+    def full(engine):
+        raise StoreError("NOT_WRITABLE", "the disk is full")
+
+    with pytest.raises(ZeroDivisionError), run_of(catalog) as leases:
+        leases.acquire(["series:a", "series:b"])
+        monkeypatch.setattr(module, "writing", full)
+        raise ZeroDivisionError
+    monkeypatch.setattr(module, "writing", writing)
+    assert [lease.run for lease in holders(catalog)] == [leases.run, leases.run]
+    after = run_of(catalog)
+    assert after.acquire(["series:a"]) == ["series:a"]
+    assert [lease.run for lease in holders(catalog)] == [after.run]
+
+
 def test_what_a_run_that_ended_still_holds_is_free(catalog):
     one = run_of(catalog)
     one.acquire(["series:a"])

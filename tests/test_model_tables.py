@@ -97,10 +97,10 @@ def test_what_the_learner_expects_is_what_the_coder_does():
     with torch.no_grad():
         expected = float(learner(torch.from_numpy(around), 1, None, torch.from_numpy(codes)))
     predictor = Predictor(learner.network())
-    hidden = predictor.hidden(around, 1, None)
+    contexts = predictor.contexts(around, 1, None)
     group, member = predictor.split(codes)
     rows = np.arange(400)
-    chosen = [predictor.group(hidden)[rows, group], predictor.member(hidden, group)[rows, member]]
+    chosen = [predictor.group(contexts)[rows, group], predictor.member(contexts, group)[rows, member]]
     assert float(-np.log2((np.stack(chosen) + 1) / 2**24).sum(0).mean()) == pytest.approx(expected, abs=0.05)
 
 
