@@ -27,6 +27,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from archive.derived import NOT_DIAGNOSTIC, Derivation, SeriesIdentity, stable_uid
 from archive.errors import ConfigError, InputError
+from archive.sliced import Sliced
 from archive.volume import Volume
 
 IMPLEMENTATION_UID = "2.25.268410836117361914325411963206563190851"
@@ -56,7 +57,7 @@ PET_UNITS = {"Bq/ml": "BQML", "SUVbw": "GML", "counts": "CNTS"}
 
 
 def write_series(
-    volume: Volume,
+    volume: Volume | Sliced,
     folder: Path,
     identity: SeriesIdentity,
     derived: Derivation | None = None,
@@ -68,33 +69,32 @@ def write_series(
 
     Slices are staged beside the folder and renamed at the end, so there is never half a series. CT, MR and PT become
     their own Image Storage classes, everything else Secondary Capture with a geometry. `order` permutes which slice
-    gets which file name, for archives where names say nothing.
+    gets which file name, for archives where names say nothing. Of a Sliced no more than a slab is in memory.
 
-    Returns the files in slice order. Raises ConfigError OCCUPIED (the folder exists), BAD_VALUE (a transfer syntax
-    that cannot be
-    written, or not at this size); InputError UNSUPPORTED_PIXELS (voxels that no classic DICOM holds), NO_GEOMETRY (sheared
-    within the slice).
+    Returns the files in slice order. Raises ConfigError OCCUPIED (the folder exists), BAD_VALUE (a transfer syntax that
+    cannot be written, or not at this size); InputError UNSUPPORTED_PIXELS (voxels that no classic DICOM holds),
+    NO_GEOMETRY (sheared within the slice).
     """
+    sliced = Sliced.of(volume)
+    about = sliced.header
     if transfer_syntax not in WRITABLE:
-        names = ", ".join(UID(uid).name for uid in WRITABLE)
-        raise ConfigError("BAD_VALUE", "this transfer syntax cannot be written", hint=f"one of: {names}")
-    if transfer_syntax == JPEG2000Lossless and min(volume.geometry.shape[1:]) < LEAST_JPEG2000:
+        known = ", ".join(UID(uid).name for uid in WRITABLE)
+        raise ConfigError("BAD_VALUE", "this transfer syntax cannot be written", hint=f"one of: {known}")
+    if transfer_syntax == JPEG2000Lossless and min(about.geometry.shape[1:]) < LEAST_JPEG2000:
         raise ConfigError("BAD_VALUE", f"JPEG 2000 needs {LEAST_JPEG2000} rows and columns", hint="another syntax")
     if folder.exists():
         raise ConfigError("OCCUPIED", "the target folder exists already")
-    numbers = list(range(volume.slices)) if order is None else order
-    if sorted(numbers) != list(range(volume.slices)):
+    numbers = list(range(about.slices)) if order is None else order
+    if sorted(numbers) != list(range(about.slices)):
         raise ValueError("order must be a permutation of the slices")
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.stage"
+    names = [f"IM{number + 1:05d}.dcm" for number in numbers]
     stage.mkdir(mode=0o700)
+    bits: int | None = about.bits_stored
     try:
-        written = []
-        for number, dataset in zip(numbers, slice_datasets(volume, identity, derived), strict=True):
-            _encode(dataset, UID(transfer_syntax))
-            name = f"IM{number + 1:05d}.dcm"
-            dataset.save_as(stage / name, enforce_file_format=True)
-            written.append(name)
+        while bits is not None:  # again from the start where a slice needs more, and then every slice has more
+            bits = _write_slices(sliced, stage, names, identity, derived, UID(transfer_syntax), bits)
         stage.chmod(0o755)
         stage.rename(folder)
     except OSError as error:
@@ -103,12 +103,34 @@ def write_series(
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # gone already when the rename succeeded
-    return [folder / name for name in written]
+    return [folder / name for name in names]
+
+
+def _write_slices(
+    sliced: Sliced,
+    stage: Path,
+    names: list[str],
+    identity: SeriesIdentity,
+    derived: Derivation | None,
+    syntax: UID,
+    bits: int,
+) -> int | None:
+    """Write every slice with so many bits in use; the number that is needed where those are too few, else None."""
+    datasets = slice_datasets(sliced.header, identity, derived)
+    for first, slab in sliced.slabs():
+        stored, needed = _stored(slab, sliced.header)
+        if needed > bits:
+            return needed
+        used = min(stored.dtype.itemsize * 8, bits)
+        for name, pixels, dataset in zip(names[first:], stored, datasets, strict=False):
+            _pixels(dataset, pixels, sliced.header, used)
+            _encode(dataset, syntax)
+            dataset.save_as(stage / name, enforce_file_format=True)
+    return None
 
 
 def slice_datasets(volume: Volume, identity: SeriesIdentity, derived: Derivation | None = None) -> Iterator[Dataset]:
-    """The series as uncompressed little-endian datasets, in slice order (t-major, z-minor)."""
-    stored, bits = _stored(volume)
+    """What the slices' datasets say but for their pixels, in slice order (t-major, z-minor)."""
     geometry = volume.geometry
     matrix = geometry.matrix
     step, column, row = (matrix[:3, axis] for axis in range(3))
@@ -148,30 +170,24 @@ def slice_datasets(volume: Volume, identity: SeriesIdentity, derived: Derivation
         if volume.modality == "CT":
             dataset.RescaleType = "HU" if volume.units == "HU" else "US"
         _image_type(dataset, volume, derived)
-        _pixels(dataset, stored[index], volume, bits)
         yield dataset
 
 
-def _stored(volume: Volume) -> tuple[np.ndarray, int]:
-    """Integers [slice, y, x] or [slice, y, x, 3] of 8 or 16 bits, and how many of the bits are in use."""
-    voxels = volume.voxels
-    if "c" in volume.axes:
-        if voxels.dtype != np.uint8 or volume.channels != 3:
+def _stored(slab: np.ndarray, about: Volume) -> tuple[np.ndarray, int]:
+    """Integers [slice, y, x] or [slice, y, x, 3] of 8 or 16 bits, and how many of the bits they need."""
+    if "c" in about.axes:
+        if slab.dtype != np.uint8 or about.channels != 3:
             raise InputError("UNSUPPORTED_PIXELS", "only 8-bit RGB is written as DICOM", hint="decode to .nii.gz")
-        voxels = np.moveaxis(voxels, volume.axes.index("c"), -1)
-        return voxels.reshape(-1, *voxels.shape[-3:]), 8
-    voxels = voxels.reshape(-1, *voxels.shape[-2:])
-    signed = voxels.dtype.kind == "i"
-    low, high = int(voxels.min()), int(voxels.max())
+        return np.moveaxis(slab, 1, -1), 8
+    signed = slab.dtype.kind == "i"
+    low, high = int(slab.min()), int(slab.max())
     target = np.int16 if signed else np.uint16
-    if voxels.dtype.kind == "f" or low < np.iinfo(target).min or high > np.iinfo(target).max:
+    if slab.dtype.kind == "f" or low < np.iinfo(target).min or high > np.iinfo(target).max:
         hint = "decode to .nii.gz, which keeps them"
         raise InputError("UNSUPPORTED_PIXELS", "classic DICOM holds integers of at most 16 bits", hint=hint)
-    if voxels.dtype.itemsize > 2:
-        voxels = voxels.astype(target)
     # decoded voxels may leave the range that the source's bits spanned; a too small BitsStored would wrap them
     needed = max((low if low >= 0 else -low - 1).bit_length(), high.bit_length()) + signed
-    return voxels, min(voxels.dtype.itemsize * 8, max(volume.bits_stored, needed, 1 + signed))
+    return slab.astype(target) if slab.dtype.itemsize > 2 else slab, max(needed, 1 + signed)
 
 
 def _patient_and_study(dataset: Dataset, identity: SeriesIdentity) -> None:

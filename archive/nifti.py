@@ -6,6 +6,7 @@ import gzip
 import os
 import secrets
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from archive.errors import InputError
 from archive.geometry import Geometry
 from archive.plans import FileEntry, SeriesPlan, fingerprint, group_of
 from archive.settings import IngestSettings
+from archive.sliced import Sliced
 from archive.volume import Volume
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -237,55 +239,63 @@ def _native(array: np.ndarray) -> np.ndarray:
     raise InputError("UNSUPPORTED_PIXELS", "64-bit integers beyond 32 bits are not read")
 
 
-def write_nifti(volume: Volume, path: Path, description: str = "") -> None:
+def write_nifti(volume: Volume | Sliced, path: Path, description: str = "") -> None:
     """Write .nii or .nii.gz: stored values with scl_slope and scl_inter; float32 in units where they vary by slice.
 
     Time is the fourth axis; colour is RGB24 (8 bit, without time), else the fifth axis. sform and qform are scanner
-    coordinates (a sheared affine fits the sform only). The file appears complete or not at all.
+    coordinates (a sheared affine fits the sform only). The file appears complete or not at all; of a Sliced no more
+    than a slab is in memory.
     """
     path = Path(path)
-    slope, intercept = volume.slope[0], volume.intercept[0]
-    data = volume.voxels
-    if len(volume.slope) > 1:
-        data, slope, intercept = _scaled(volume), 1.0, 0.0
-    data = _for_nifti(data, volume.axes)
-    kind = nibabel.Nifti1Header if max(data.shape) <= MAX_DIM else nibabel.Nifti2Header
+    sliced = Sliced.of(volume)
+    about = sliced.header
+    slope, intercept = about.slope[0], about.intercept[0]
+    dtype, shape = about.voxels.dtype, [*about.geometry.shape[::-1]]
+    if len(about.slope) > 1:
+        dtype, slope, intercept = np.dtype(np.float32), 1.0, 0.0
+    packed = dtype == np.uint8 and about.channels == 3 and "c" in about.axes and "t" not in about.axes
+    if "t" in about.axes or ("c" in about.axes and not packed):
+        shape += [about.timepoints]
+    if "c" in about.axes and not packed:
+        shape += [about.channels]
+    kind = nibabel.Nifti1Header if max(shape) <= MAX_DIM else nibabel.Nifti2Header
     header: Any = kind()
-    header.set_data_dtype(data.dtype)
-    header.set_data_shape(data.shape)
-    affine = volume.geometry.to_nifti()
+    header.set_data_dtype(RGB24 if packed else dtype)
+    header.set_data_shape(shape)
+    affine = about.geometry.to_nifti()
     header.set_qform(affine, SCANNER, strip_shears=True)
     header.set_sform(affine, SCANNER)
     header.set_xyzt_units("mm", "sec")
-    if data.ndim > 3:
-        header["pixdim"][4] = _time_step(volume)
+    if len(shape) > 3:
+        header["pixdim"][4] = _time_step(about)
     header.set_slope_inter(slope, intercept)
     header["descrip"] = description.encode("ascii", "replace")[:79]
     header["magic"] = header.single_magic
     start = header.single_vox_offset
     header["vox_offset"] = start
-    _write_whole(path, header.binaryblock.ljust(start, b"\0"), data)
+    _write_whole(path, header.binaryblock.ljust(start, b"\0"), _laid(sliced, packed))
 
 
-def _scaled(volume: Volume) -> np.ndarray:
+def _laid(sliced: Sliced, packed: bool) -> Iterator[np.ndarray]:
+    """The file's voxels in its order, first x, then y, z, t and at last colour, unless it is packed into the voxel."""
+    if packed:
+        for _, slab in sliced.slabs():
+            yield np.moveaxis(slab, 1, -1)
+        return
+    # Of colour every channel is read for itself: the file has all of one before the next.
+    for channel in range(sliced.header.channels):
+        for first, slab in sliced.slabs():
+            grey = slab[:, channel] if "c" in sliced.header.axes else slab
+            yield grey if len(sliced.header.slope) == 1 else _scaled(sliced.header, first, grey)
+
+
+def _scaled(about: Volume, first: int, slab: np.ndarray) -> np.ndarray:
     """Values in units, computed in float32 throughout, so that they are dcm2niix's to the last bit."""
-    shape = [volume.timepoints] * volume.axes.startswith("t") + [1] * ("c" in volume.axes)
     slope, intercept = (
-        np.asarray(numbers, dtype=np.float32).reshape(*shape, -1, 1, 1) for numbers in (volume.slope, volume.intercept)
+        np.asarray(numbers[first : first + len(slab)], np.float32).reshape(-1, 1, 1)
+        for numbers in (about.slope, about.intercept)
     )
-    return volume.voxels.astype(np.float32) * slope + intercept
-
-
-def _for_nifti(data: np.ndarray, axes: str) -> np.ndarray:
-    """Axes x, y, z, (t), (c) and a dtype that NIfTI knows."""
-    if "c" in axes:
-        channel = axes.index("c")
-        if data.dtype == np.uint8 and data.shape[channel] == 3 and "t" not in axes:
-            return np.ascontiguousarray(np.moveaxis(data, channel, -1)).view(RGB24)[..., 0].transpose(2, 1, 0)
-        data = np.moveaxis(data, channel, 0)
-        if "t" not in axes:
-            data = data[:, None]
-    return data.T  # every numpy integer and float dtype up to 64 bit is legal in NIfTI
+    return slab.astype(np.float32) * slope + intercept
 
 
 def _time_step(volume: Volume) -> float:
@@ -294,16 +304,16 @@ def _time_step(volume: Volume) -> float:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
 
-def _write_whole(path: Path, header: bytes, data: np.ndarray) -> None:
+def _write_whole(path: Path, header: bytes, slabs: Iterator[np.ndarray]) -> None:
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as raw:
             if path.suffix.lower() == ".gz":
                 # No name and no time inside, so that equal volumes make equal files.
                 with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
-                    _write_to(packed, header, data)
+                    _write_to(packed, header, slabs)
             else:
-                _write_to(raw, header, data)
+                _write_to(raw, header, slabs)
             raw.flush()
             os.fsync(raw.fileno())
         draft.replace(path)
@@ -311,8 +321,8 @@ def _write_whole(path: Path, header: bytes, data: np.ndarray) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _write_to(file: IO[bytes] | gzip.GzipFile, header: bytes, data: np.ndarray) -> None:
-    """Slice by slice, first axis fastest: the volume is not in memory twice."""
+def _write_to(file: IO[bytes] | gzip.GzipFile, header: bytes, slabs: Iterator[np.ndarray]) -> None:
     file.write(header)
-    for place in np.ndindex(data.shape[:1:-1]):  # of the axes after x and y, last first
-        file.write(data.T[place].tobytes())
+    for slab in slabs:
+        for one in slab:  # slice by slice: the slab is not in memory twice
+            file.write(np.ascontiguousarray(one).tobytes())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from zarr.storage import LocalStore
 
 from archive.errors import ConfigError
 from archive.geometry import Geometry
+from archive.sliced import SLAB_BYTES, Sliced
 from archive.volume import Volume
-from archive.volumes import CHUNK, create_array, even, shard_shape
+from archive.volumes import CHUNK, blocks, create_array, even, shard_shape
 
 LEAST = 64  # voxels of the longest side from which on a coarser level helps nobody
 MOST_LEVELS = 6
@@ -30,25 +32,26 @@ _TOWARDS = (("right-to-left", "left-to-right"), ("anterior-to-posterior", "poste
 _COLOURS = ("FF0000", "00FF00", "0000FF")
 
 
-def write_ome_zarr(volume: Volume, folder: Path, about: dict[str, Any], window: tuple[float, float]) -> None:
+def write_ome_zarr(volume: Volume | Sliced, folder: Path, about: dict[str, Any], window: tuple[float, float]) -> None:
     """Write a new folder, whole or not at all.
 
     Values are in `volume.units`: integers where slope and intercept are whole numbers, else float32. about: what
-    further to say of them in the attribute `voxbook`, JSON-ready. window: low and high of the display.
+    further to say of them in the attribute `voxbook`, JSON-ready. window: low and high of the display. Of a Sliced no
+    more than a shard is in memory; it is read again where its values turn out to need a wider dtype.
     Raises ConfigError OCCUPIED where the folder exists; OSError.
     """
     if folder.exists():
         raise ConfigError("OCCUPIED", "the target folder exists already")
     stage = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.stage"
     try:
-        _write(volume, stage, folder.name, about, window)
+        _write(Sliced.of(volume), stage, folder.name, about, window)
         stage.rename(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # gone already when the rename succeeded
 
 
-def _write(volume: Volume, stage: Path, name: str, about: dict[str, Any], window: tuple[float, float]) -> None:
-    values = _values(volume)
+def _write(sliced: Sliced, stage: Path, name: str, about: dict[str, Any], window: tuple[float, float]) -> None:
+    volume = sliced.header
     plan = pyramid(volume.geometry)
     datasets = [
         {"path": str(level), "coordinateTransformations": _placed(volume, factors)}
@@ -65,23 +68,81 @@ def _write(volume: Volume, stage: Path, name: str, about: dict[str, Any], window
     multiscale = {"name": name, "axes": _axes(volume), "datasets": datasets, "type": "mean"}
     ome = {"version": "0.5", "multiscales": [multiscale], "omero": _display(volume, window)}
     zarr.create_group(LocalStore(stage), attributes={"ome": ome, "voxbook": told}, zarr_format=3)
+    finer = _finest(sliced, stage)
     before = (1, 1, 1)
-    for level, factors in enumerate(plan):
+    for level, factors in enumerate(plan[1:], 1):
         step = (factors[0] // before[0], factors[1] // before[1], factors[2] // before[2])
-        values, before = coarser(values, step), factors
-        chunks = tuple(even(size, CHUNK[axis]) for axis, size in zip(volume.axes, values.shape, strict=True))
-        array = create_array(
-            stage,
-            str(level),
-            values.shape,
-            values.dtype,
-            chunks,
-            shard_shape(volume.axes, values.shape, chunks, values.dtype.itemsize),
-            names=tuple(volume.axes),
-            fill_value=0,
-            compressor=ZstdCodec(level=3),
-        )
-        array[...] = values
+        finer, before = _coarser_level(finer, step, stage, str(level), volume.axes), factors
+
+
+def _finest(sliced: Sliced, stage: Path) -> zarr.Array:
+    """Level 0, in the first dtype that holds every value."""
+    volume = sliced.header
+    for dtype in _dtypes(volume):
+
+        def read(t: int, start: int, stop: int, kind: np.dtype = dtype) -> np.ndarray:
+            first = t * sliced.depth + start
+            return _in_units(sliced, first, sliced.slab(first, first + stop - start), kind)
+
+        array = _array(stage, "0", volume.axes, volume.voxels.shape, dtype)
+        try:
+            _fill(array, volume.axes, read, sliced.spans)
+            return array
+        except _TooNarrow:
+            shutil.rmtree(stage / "0")
+    raise AssertionError("the last dtype holds every value")
+
+
+def _coarser_level(finer: zarr.Array, step: tuple[int, int, int], stage: Path, name: str, axes: str) -> zarr.Array:
+    """The next level of the pyramid, from the one before as it lies in the stage."""
+    depth = finer.shape[-3]
+    shape = (
+        *finer.shape[:-3],
+        *(math.ceil(size / factor) for size, factor in zip(finer.shape[-3:], step, strict=True)),
+    )
+    rows = max(1, SLAB_BYTES // (math.prod(finer.shape[-2:]) * finer.dtype.itemsize * step[0]))
+
+    def read(t: int, start: int, stop: int) -> np.ndarray:
+        z = slice(start * step[0], min(stop * step[0], depth))
+        key: Any = (t, ..., z, slice(None), slice(None)) if "t" in axes else (..., z, slice(None), slice(None))
+        block = np.asarray(finer[key])
+        found = coarser(block, step)
+        return np.moveaxis(found, 0, 1) if "c" in axes else found
+
+    def spans(start: int, stop: int) -> Iterator[tuple[int, int]]:
+        return ((at, min(at + rows, stop)) for at in range(start, stop, rows))
+
+    array = _array(stage, name, axes, shape, finer.dtype)
+    _fill(array, axes, read, spans)
+    return array
+
+
+def _array(stage: Path, name: str, axes: str, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:
+    chunks = tuple(even(size, CHUNK[axis]) for axis, size in zip(axes, shape, strict=True))
+    shards = shard_shape(axes, shape, chunks, dtype.itemsize)
+    return create_array(
+        stage, name, shape, dtype, chunks, shards, names=tuple(axes), fill_value=0, compressor=ZstdCodec(level=3)
+    )
+
+
+def _fill(
+    array: zarr.Array,
+    axes: str,
+    read: Callable[[int, int, int], np.ndarray],
+    spans: Callable[[int, int], Iterable[tuple[int, int]]],
+) -> None:
+    """Write shard by shard what `read` gives of slices of a time point: [n, (c), y, x]."""
+    for region in blocks(array.shape, array.shards or array.chunks):
+        part = np.empty([span.stop - span.start for span in region], array.dtype)
+        times = part if "t" in axes else part[None]
+        first, z = region[0].start if "t" in axes else 0, region[-3]
+        for row, target in enumerate(times):
+            for start, stop in spans(z.start, z.stop):
+                values = read(first + row, start, stop)
+                target[..., start - z.start : stop - z.start, :, :] = (
+                    np.moveaxis(values, 1, 0) if "c" in axes else values
+                )
+        array[region] = part
 
 
 def pyramid(geometry: Geometry) -> list[tuple[int, int, int]]:
@@ -115,18 +176,32 @@ def coarser(values: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:
     return values
 
 
-def _values(volume: Volume) -> np.ndarray:
-    """In units; integers stay integers where nothing is lost by it."""
+class _TooNarrow(Exception):
+    """A value does not fit the dtype."""
+
+
+def _dtypes(volume: Volume) -> list[np.dtype]:
+    """What values in units may be written as, in the order of trying; integers where nothing is lost by it."""
     whole = len(volume.slope) == 1 and volume.slope[0].is_integer() and volume.intercept[0].is_integer()
     if volume.voxels.dtype.kind == "f" or not whole:
-        return volume.values()
+        return [np.dtype(np.float32)]
     if (volume.slope, volume.intercept) == ((1.0,), (0.0,)):
-        return volume.voxels
-    ends = [int(end) * volume.slope[0] + volume.intercept[0] for end in (volume.voxels.min(), volume.voxels.max())]
-    for dtype in (np.int16, np.uint16, np.int32):
-        if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
-            return (volume.voxels.astype(np.int64) * int(volume.slope[0]) + int(volume.intercept[0])).astype(dtype)
-    return volume.values()
+        return [volume.voxels.dtype]
+    return [np.dtype(kind) for kind in (np.int16, np.uint16, np.int32, np.float32)]
+
+
+def _in_units(sliced: Sliced, first: int, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Slices from `first` on in units. Raises _TooNarrow."""
+    slope, intercept = sliced.header.slope, sliced.header.intercept
+    if dtype.kind == "f":
+        return sliced.values(first, stored)
+    if (slope, intercept) == ((1.0,), (0.0,)):
+        return stored
+    a, b = int(slope[0]), int(intercept[0])
+    ends = [int(end) * a + b for end in (stored.min(), stored.max())]
+    if min(ends) < np.iinfo(dtype).min or max(ends) > np.iinfo(dtype).max:
+        raise _TooNarrow
+    return (stored.astype(np.int64) * a + b).astype(dtype)
 
 
 def _axes(volume: Volume) -> list[dict[str, Any]]:

@@ -131,3 +131,16 @@ class Volume:
             acquisition=data["acquisition"],
             flags=tuple(data["flags"]),
         )
+
+
+def rescaled(stored: np.ndarray, slope: Any, intercept: Any, start: int) -> np.ndarray:
+    """stored * slope + intercept of slices [n, ...] from `start` on, float32; one number each, or one per slice."""
+    a, b = (per_slice(numbers, start, stored) for numbers in (slope, intercept))
+    return (stored * a + b).astype(np.float32)
+
+
+def per_slice(numbers: Any, start: int, slab: np.ndarray) -> Any:
+    """One number for all, or those of slices from `start` on, float64, shaped to go with a slab [n, ...]."""
+    if len(numbers) == 1:
+        return float(numbers[0])
+    return np.asarray(numbers[start : start + len(slab)], np.float64).reshape(-1, *(1 for _ in slab.shape[1:]))

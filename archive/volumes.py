@@ -28,7 +28,7 @@ from archive import shards
 from archive.commit import Committed, commit, fault_point
 from archive.errors import InputError, StoreError
 from archive.geometry import Geometry
-from archive.volume import Volume
+from archive.volume import Volume, rescaled
 
 CHUNK = {"t": 1, "c": 4, "z": 8, "y": 256, "x": 256}
 SHARD_BYTES = 64 * 2**20
@@ -156,15 +156,7 @@ class StoredVolume:
 
     def slab_values(self, start: int, stop: int) -> np.ndarray:
         """What `slab` returns, in `units`, float32."""
-        stored = self.slab(start, stop)
-        slope, intercept = self.attributes["slope"], self.attributes["intercept"]
-        if len(slope) == 1:
-            return (stored * slope[0] + intercept[0]).astype(np.float32)
-        per_slice = (-1,) + (1,) * (stored.ndim - 1)
-        return (
-            stored * np.asarray(slope[start:stop]).reshape(per_slice)
-            + np.asarray(intercept[start:stop]).reshape(per_slice)
-        ).astype(np.float32)
+        return rescaled(self.slab(start, stop), self.attributes["slope"], self.attributes["intercept"], start)
 
     @property
     def _slice_shape(self) -> tuple[int, ...]:

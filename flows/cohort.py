@@ -80,7 +80,7 @@ def export_many(
                 _refused(row.series, "OCCUPIED", counts, reasons, problems)
             else:
                 todo.append(job)
-        count = min(len(todo), jobs or processes(max((row.voxels for row in rows), default=1)))
+        count = min(len(todo), jobs or processes())
         for number, done in enumerate(written(iter(todo), count), 1):
             code = done.code or _publish(ledger, done, naming)
             if code:

@@ -14,6 +14,7 @@ from archive.codes import StoredCodes
 from archive.derived import Derivation, SeriesIdentity
 from archive.dicom_write import write_series
 from archive.errors import ConfigError, StoreError
+from archive.sliced import Sliced
 from archive.volume import Volume
 from archive.volumes import StoredVolume, read_region
 from archive.workspace import Workspace
@@ -65,15 +66,36 @@ class Opened:
         """Id of the model that decodes it; None for the volume tier."""
         return self.derived.model or None
 
-    def read(self, roi: str | None) -> Volume:
-        """All of it, or a region: only what that needs is read and decoded. Raises ConfigError BAD_USAGE, StoreError."""
+    def sliced(self, roi: str | None) -> Sliced:
+        """All of it, or a region; what is written of it is read and decoded then. Raises ConfigError BAD_USAGE."""
         region = regions.parse(roi, self.source.shape) if roi else regions.whole(self.source.shape)
-        place = (*(slice(0, size) for size in self.source.shape[:-3]), *region)
+        attributes = regions.cropped(self.source.attributes, region)
+        shape = tuple(attributes["shape"])
+        nothing = np.broadcast_to(np.zeros((), self.source.dtype), shape)
+        depth, z0 = shape[-3], region[0].start
+
+        def slab(start: int, stop: int) -> np.ndarray:
+            t, z = divmod(start, depth)
+            named = dict(zip("zyx", (slice(z0 + z, z0 + z + stop - start), *region[1:]), strict=True))
+            named |= {"t": slice(t, t + 1), "c": slice(0, None)}
+            return self._block(tuple(named[axis] for axis in self.source.axes))
+
+        return Sliced(Volume.from_attributes(nothing, attributes), slab, self._together, z0 % self._together)
+
+    @property
+    def _together(self) -> int:
+        stored = self.source
+        return stored.array.chunks[-3] if isinstance(stored, StoredVolume) else stored.together
+
+    def _block(self, place: tuple[slice, ...]) -> np.ndarray:
+        """Stored values of one time point [n, (c), y, x]."""
         if isinstance(self.source, StoredVolume):
-            voxels = read_region(self.source.array, self.source.folder / "0", place)
+            place = tuple(slice(*part.indices(size)[:2]) for part, size in zip(place, self.source.shape, strict=True))
+            block = read_region(self.source.array, self.source.folder / "0", place)
         else:
-            voxels = self.source[place]
-        return Volume.from_attributes(voxels, regions.cropped(self.source.attributes, region))
+            block = self.source[place]
+        block = block[0] if "t" in self.source.axes else block
+        return np.moveaxis(block, 1, 0) if "c" in self.source.axes else block
 
     def about(self, roi: str | None) -> dict[str, Any]:
         """What a file further says of itself: pseudonyms and figures only."""
@@ -112,7 +134,7 @@ def export(
     if "." in out.name and not out.name.lower().endswith(SUFFIXES):
         raise ConfigError("BAD_USAGE", f"no format is known for {out.suffix!r}", hint=_FORMATS)
     opened = opened_series(workspace, row, tier, levels)
-    volume = opened.read(roi)
+    volume = opened.sliced(roi)
     write(volume, out, opened, roi)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else out.stat().st_size
     return Exported(
@@ -123,9 +145,9 @@ def export(
         levels=levels,
         roi=roi,
         lossless=opened.derived.lossless,
-        shape=tuple(volume.voxels.shape),
-        dtype=volume.voxels.dtype.name,
-        units=volume.units,
+        shape=tuple(volume.header.voxels.shape),
+        dtype=volume.header.voxels.dtype.name,
+        units=volume.header.units,
         bytes=size,
     )
 
@@ -169,8 +191,8 @@ def choose_tier(row: SeriesRow, tier: Tier) -> Literal["codes", "volume"]:
     return tier
 
 
-def write(volume: Volume, out: Path, opened: Opened, roi: str | None = None) -> None:
-    """Write a volume in the format that the name of `out` asks for; never a half-written target."""
+def write(volume: Sliced, out: Path, opened: Opened, roi: str | None = None) -> None:
+    """Write a volume, slab by slab, in the format that the name of `out` asks for; never a half-written target."""
     name, about = out.name.lower(), opened.about(roi)
     if name.endswith((".nii", ".nii.gz")):
         from archive.nifti import write_nifti

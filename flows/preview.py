@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from archive.errors import ConfigError
-from archive.planes import planes_of
+from archive.planes import Plane, planes_of
+from archive.sliced import Sliced
 from archive.volume import Volume
 from flows.slices import HU_WINDOWS
 
@@ -23,39 +24,42 @@ GAP = 8
 LABEL = "Pixels are patient data. Research use, not for diagnosis."
 
 
-def window_of(volume: Volume) -> tuple[float, float]:
+def window_of(volume: Volume | Sliced) -> tuple[float, float]:
     """Low and high of the display, in units: soft tissue for CT, the whole of 8-bit pictures, else 0.5 to 99.5 %."""
-    if volume.units == "HU":
+    sliced = Sliced.of(volume)
+    if sliced.header.units == "HU":
         centre, width = HU_WINDOWS["soft tissue"]
         return centre - width / 2, centre + width / 2
-    if volume.voxels.dtype == np.uint8:
+    if sliced.header.voxels.dtype == np.uint8:
         return 0.0, 255.0
-    low, high = (float(value) for value in np.percentile(_sample(volume), (0.5, 99.5)))
+    low, high = (float(value) for value in np.percentile(_sample(sliced), (0.5, 99.5)))
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def _sample(volume: Volume) -> np.ndarray:
+def _sample(sliced: Sliced) -> np.ndarray:
     """Values in units, float64 [n], of SLICES slices evenly apart over all times: at most some SAMPLED of each."""
-    depth = volume.geometry.shape[0]
+    slices, slope, intercept = sliced.header.slices, sliced.header.slope, sliced.header.intercept
     some = []
-    for index in np.unique(np.rint(np.linspace(0, volume.slices - 1, min(SLICES, volume.slices))).astype(int)):
-        t, z = divmod(int(index), depth)
-        plane = (volume.voxels[t] if volume.axes.startswith("t") else volume.voxels)[..., z, :, :]
+    for index in np.unique(np.rint(np.linspace(0, slices - 1, min(SLICES, slices))).astype(int)).tolist():
+        (plane,) = sliced.slab(index, index + 1)
         step = max(1, math.isqrt(plane.size // SAMPLED))
-        slope, intercept = (n[index if len(n) > 1 else 0] for n in (volume.slope, volume.intercept))
-        some.append((plane[..., ::step, ::step] * np.float64(slope) + intercept).ravel())
+        a, b = (numbers[index if len(numbers) > 1 else 0] for numbers in (slope, intercept))
+        some.append((plane[..., ::step, ::step] * np.float64(a) + b).ravel())
     return np.concatenate(some)
 
 
-def write_png(volume: Volume, path: Path, about: dict[str, Any]) -> None:
+def write_png(volume: Volume | Sliced, path: Path, about: dict[str, Any]) -> None:
     """Write an 8-bit PNG, grey or RGB; PET is inverse grey. The file appears complete or not at all.
 
     about: what its text chunks say. Raises ConfigError OCCUPIED where the file exists; OSError.
     """
     if path.exists():
         raise ConfigError("OCCUPIED", "the target exists already")
-    low, high = window_of(volume)
-    panels = [_panel(volume, name, low, high) for name in planes_of(volume.geometry)]
+    sliced = Sliced.of(volume)
+    header = sliced.header
+    low, high = window_of(sliced)
+    middles = _middle_values(sliced)
+    panels = [_panel(header, plane, middles[plane.axis], low, high) for plane in planes_of(header.geometry).values()]
     sheet = Image.new(panels[0].mode, (sum(p.width for p in panels) + GAP * (len(panels) - 1), HEIGHT), 0)
     at = 0
     for panel in panels:
@@ -65,7 +69,7 @@ def write_png(volume: Volume, path: Path, about: dict[str, Any]) -> None:
     text.add_text("Comment", LABEL)
     text.add_text("Software", "voxbook")
     text.add_text("Description", ", ".join(f"{key} {value}" for key, value in about.items() if value is not None))
-    text.add_text("Window", f"{low:g} to {high:g} {volume.units}")
+    text.add_text("Window", f"{low:g} to {high:g} {header.units}")
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as file:
@@ -77,9 +81,8 @@ def write_png(volume: Volume, path: Path, about: dict[str, Any]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _panel(volume: Volume, name: str, low: float, high: float) -> Image.Image:
-    plane = planes_of(volume.geometry)[name]
-    picture = plane.lay(_middle_values(volume, plane.axis))
+def _panel(volume: Volume, plane: Plane, values: np.ndarray, low: float, high: float) -> Image.Image:
+    picture = plane.lay(values)
     grey = np.clip((picture - low) / (high - low), 0, 1)
     if volume.modality == "PT" or volume.photometric == "MONOCHROME1":
         grey = 1 - grey
@@ -91,18 +94,17 @@ def _panel(volume: Volume, name: str, low: float, high: float) -> Image.Image:
     return image.resize((max(1, round(wide * scale)), max(1, round(tall * scale))), Image.Resampling.BILINEAR)
 
 
-def _middle_values(volume: Volume, axis: int) -> np.ndarray:
-    """Values in units of the middle along an axis of the middle time point: float32 [z, y, x, c], 1 along the axis."""
-    frame, depth = volume.timepoints // 2, volume.geometry.shape[0]
-    stored = volume.voxels[frame] if volume.axes.startswith("t") else volume.voxels
-    stored = np.moveaxis(stored, 0, -1) if "c" in volume.axes else stored[..., None]
-    middle = stored.shape[axis] // 2
-    at = slice(middle, middle + 1)
-    slices = range(depth)[at] if axis == 0 else range(depth)
-
-    def of(numbers: tuple[float, ...]) -> np.ndarray:
-        chosen = numbers if len(numbers) == 1 else [numbers[frame * depth + z] for z in slices]
-        return np.asarray(chosen, np.float64).reshape(-1, 1, 1, 1)
-
-    plane = stored[(slice(None),) * axis + (at,)]
-    return (plane * of(volume.slope) + of(volume.intercept)).astype(np.float32)
+def _middle_values(sliced: Sliced) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values in units in the middle of z, of y and of x of the middle time point: float32 [z, y, x, c], 1 along the axis."""
+    depth = sliced.depth
+    z, y, x = (size // 2 for size in sliced.header.geometry.shape)
+    first = sliced.header.timepoints // 2 * depth
+    planes: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
+    for start, stop in sliced.spans(0, depth):
+        stored = sliced.slab(first + start, first + stop)
+        stored = np.moveaxis(stored, 1, -1) if "c" in sliced.header.axes else stored[..., None]
+        if start <= z < stop:
+            planes[0].append(sliced.values(first + z, stored[z - start : z - start + 1]))
+        planes[1].append(sliced.values(first + start, stored[:, y : y + 1]))
+        planes[2].append(sliced.values(first + start, stored[:, :, x : x + 1]))
+    return np.concatenate(planes[0]), np.concatenate(planes[1]), np.concatenate(planes[2])

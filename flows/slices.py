@@ -13,11 +13,11 @@ import numpy as np
 from archive.codes import StoredCodes
 from archive.errors import StoreError
 from archive.planes import planes_of
+from archive.volume import rescaled
 from archive.volumes import StoredVolume
 from archive.workspace import Workspace
 from flows.tiers import Held, Region, Tier
 from model.intensity import percentiles
-from model.source import rescaled
 
 TIERS = ("volume", "codes")
 BOUNDED = "bounded"

@@ -15,10 +15,10 @@ import torch
 from archive.codes import Codes
 from archive.errors import ConfigError, MismatchError, StoreError
 from archive.geometry import Geometry
-from archive.volume import Volume
+from archive.volume import Volume, rescaled
 from model import intensity
 from model.device import arithmetic
-from model.source import rescaled, unscaled
+from model.source import unscaled
 from model.tiling import Tile, batch_size, groups, tiles, windows
 from model.vqvae import VQVAE
 

@@ -15,9 +15,10 @@ from model.distributed import agreed, rank, reduced, shared
 from model.gradient import rotated, straight_through
 from model.kmeans import kmeans, nearest
 
-DEAD = 0.03  # of the mean use: a code below it is revived
+# Shares of the mean use: a code below the first is dead, and gets the second when it is revived. More, or it is dead again
+# before it has learned anything. Codes that have a price should differ in use, so only what is hardly used is revived.
+EVEN, PRICED = (0.5, 1.5), (0.03, 0.5)
 RARE = 0.01  # of the mean use: what a code that never occurs is priced by
-REVIVED = 0.5  # of the mean use: what a revived code is given
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,9 @@ class Quantizer(nn.Module):
         """How often each code was chosen, on all ranks together."""
         return reduced(torch.bincount(index, minlength=self.size).to(dtype))
 
-    def _dead(self, level: int) -> Tensor:
-        return self.counts[level] < DEAD * self.counts[level].mean()
+    @property
+    def _life(self) -> tuple[float, float]:
+        return PRICED if self.rate_penalty else EVEN
 
     def _candidates(self, rows: Tensor, count: int) -> Tensor:
         """Rows for dead codes to start again from: rank 0's, on every rank."""
@@ -277,14 +279,17 @@ class ResidualQuantizer(Quantizer):
     @torch.no_grad()
     def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
         sums = reduced(torch.zeros_like(self.sums[level]).index_add_(0, index, rows))
-        self.counts[level].lerp_(self._used(index, rows.dtype), 1 - self.decay)
+        used = self._used(index, rows.dtype)
+        self.counts[level].lerp_(used, 1 - self.decay)
         self.sums[level].lerp_(sums, 1 - self.decay)
-        dead = self._dead(level)
+        # The mean of what is really used: that of the counts rises with every code that is revived, without end.
+        mean = used.mean()
+        least, given = self._life
+        dead = self.counts[level] < least * mean
         if self.revive and dead.any():  # the sums too, else the old average overwrites the code at once (espnet #6284)
             chosen = self._candidates(rows, int(dead.sum()))
-            revived = REVIVED * self.counts[level].mean()
-            self.counts[level][dead] = revived
-            self.sums[level][dead] = chosen * revived
+            self.counts[level][dead] = given * mean
+            self.sums[level][dead] = chosen * given * mean
         n = self.counts[level].sum()
         smooth = (self.counts[level] + self.epsilon) / (n + self.size * self.epsilon) * n  # Laplace
         means = self.sums[level] / smooth[:, None]
@@ -315,10 +320,12 @@ class LearnedQuantizer(Quantizer):
     @torch.no_grad()
     def _prepare(self, level: int, rows: Tensor) -> None:
         # Before the codes are looked up: autograd does not allow them to change afterwards.
-        dead = self._dead(level)
+        mean = reduced(rows.new_tensor(float(len(rows)))) / self.size
+        least, given = self._life
+        dead = self.counts[level] < least * mean
         if self.revive and dead.any():
             self.codebooks[level][dead] = self._candidates(rows, int(dead.sum()))
-            self.counts[level][dead] = REVIVED * self.counts[level].mean()
+            self.counts[level][dead] = given * mean
 
     @torch.no_grad()
     def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from archive.geometry import Geometry
-from archive.volume import Volume
+from archive.volume import Volume, per_slice, rescaled
 
 
 class Source(Protocol):
@@ -110,24 +110,12 @@ def channels(source: Source) -> int:
     return source.shape[source.axes.index("c")] if "c" in source.axes else 1
 
 
-def rescaled(stored: np.ndarray, slope: Any, intercept: Any, start: int) -> np.ndarray:
-    """stored * slope + intercept of slices from `start` on, float32; one number each, or one per slice."""
-    a, b = (_per_slice(numbers, start, stored) for numbers in (slope, intercept))
-    return (stored * a + b).astype(np.float32)
-
-
 def unscaled(values: np.ndarray, slope: Any, intercept: Any, start: int, dtype: np.dtype) -> np.ndarray:
     """The inverse of `rescaled`: rounded and clipped for integer dtypes."""
-    a, b = (_per_slice(numbers, start, values) for numbers in (slope, intercept))
+    a, b = (per_slice(numbers, start, values) for numbers in (slope, intercept))
     stored = (values.astype(np.float64) - b) / a
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         # float64 cannot hold the largest int64: clip below it, never above.
         stored = np.clip(np.rint(stored), float(limits.min), np.nextafter(float(limits.max) + 1.0, 0.0))
     return stored.astype(dtype)
-
-
-def _per_slice(numbers: Any, start: int, slab: np.ndarray) -> Any:
-    if len(numbers) == 1:
-        return float(numbers[0])
-    return np.asarray(numbers[start : start + len(slab)], np.float64).reshape(-1, *(1 for _ in slab.shape[1:]))

@@ -16,12 +16,12 @@ from archive.errors import InputError, MismatchError
 from archive.geometry import Geometry
 from archive.jpeg2000 import round_trip
 from archive.settings import GateSettings
-from archive.volume import Volume
+from archive.volume import Volume, rescaled
 from model import metrics
 from model.certificate import Certificate, certify
 from model.fidelity import peak_of
 from model.intensity import Mapping, fit
-from model.source import as_source, rescaled, unscaled
+from model.source import as_source, unscaled
 
 RNG = np.random.default_rng(0)
 
