@@ -34,7 +34,7 @@ FILL = 65535  # no legal code, so that a chunk that was never written shows
 FORMAT = 3
 CHUNK_CODES = 2**17  # a slice is found behind those of its chunk before it; the first one of a chunk costs most
 SHARD_CHUNKS = 256
-LONG = 500  # bytes of JSON from which on what describes the source is packed: PET has a slope per slice
+LONG = 350  # bytes of JSON from which on what describes the source is packed: PET has a slope per slice
 # What zlib knows beforehand of the JSON that it packs; part of the format.
 _USUAL = b'''0.0,0.0,0.0,1.0]],"positions_mm":[[-"acquisition":{"kvp":120.0,"exposure_mas":"frames":[{"time_s":''' \
     b''',"phase":"b_value":"flags":["photometric":"RGB","intercept":[0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0],"axes":"tzyx",''' \

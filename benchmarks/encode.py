@@ -40,7 +40,7 @@ from archive.workspace import Workspace
 from model import bundle
 from model.certificate import certify
 from model.config import resolve
-from model.decode import DecodedVolume
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.jobs import encode_batch, sample_of
 from model.source import as_source, channel_slab

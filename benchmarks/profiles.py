@@ -31,7 +31,7 @@ from archive.volumes import StoredVolume
 from model import bundle, tiling
 from model.certificate import certify
 from model.config import resolve
-from model.decode import DecodedVolume
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.intensity import Mapping
 from model.source import MemoryVolume, as_source

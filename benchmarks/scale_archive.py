@@ -110,7 +110,7 @@ def pure(numbers: Sequence[int], *, root: Path) -> float:
 
     from model.bundle import load
     from model.certificate import certify
-    from model.decode import DecodedVolume
+    from model.decoded import DecodedVolume
     from model.encode import Request, encode_volumes
 
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ from archive import entropy, tables
 from archive.codes import Codes, StoredCodes
 from archive.volumes import StoredVolume
 from model import bundle, intensity
-from model.decode import DecodedVolume
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.fidelity import peak_of
 from model.source import as_source, channel_slab

@@ -52,7 +52,7 @@ class Exported:
 class Opened:
     """A series as it will be given back; nothing of its voxels is read yet.
 
-    source: StoredVolume, or a model.decode.DecodedVolume. derived: what DICOM says of how it came about.
+    source: StoredVolume, or a model.decoded.DecodedVolume. derived: what DICOM says of how it came about.
     """
 
     row: SeriesRow
@@ -165,7 +165,7 @@ def opened_series(workspace: Workspace, row: SeriesRow, tier: Tier = "auto", lev
         derived = Derivation("volume", source=f"{row.series}/{version}")
         return Opened(row, version, StoredVolume(workspace.volumes / row.series / version), derived)
     from model.bundle import load
-    from model.decode import DecodedVolume
+    from model.decoded import DecodedVolume
 
     version = row.codes_version or ""
     stored = StoredCodes(workspace.codes / row.series / version)

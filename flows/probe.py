@@ -102,7 +102,7 @@ def _time(plan: SeriesPlan, preset: str, folder: Path) -> _Timed:
     from archive.series import read_series
     from model.certificate import certify
     from model.config import intensity_for, resolve
-    from model.decode import DecodedVolume
+    from model.decoded import DecodedVolume
     from model.device import pick
     from model.encode import encode_volume
     from model.jobs import sample_of

@@ -169,7 +169,7 @@ class Series:
     def _network(self, levels: int) -> Tier:
         if levels not in self._decoded:
             from model.bundle import load  # torch takes seconds to import
-            from model.decode import DecodedVolume
+            from model.decoded import DecodedVolume
 
             assert self._codes is not None
             name = self._codes.attributes["model"]

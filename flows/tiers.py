@@ -48,7 +48,7 @@ class Tier:
 
     @classmethod
     def of_decoded(cls, decoded: Any) -> Tier:
-        """Codes through the network (model.decode.DecodedVolume): parts are its windows."""
+        """Codes through the network (model.decoded.DecodedVolume): parts are its windows."""
         timed, colour = decoded.axes.startswith("t"), "c" in decoded.axes
 
         def read(t: int, region: Region) -> np.ndarray:

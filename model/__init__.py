@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model.bundle import load
     from model.dataset import CodesDataset
-    from model.decode import decode_codes, open_decoded
+    from model.decode import decode_codes
+    from model.decoded import open_decoded
     from model.encode import encode_volume
     from model.train import train
 
@@ -20,7 +21,7 @@ _HOMES = {
     "decode_codes": "model.decode",
     "encode_volume": "model.encode",
     "load": "model.bundle",
-    "open_decoded": "model.decode",
+    "open_decoded": "model.decoded",
     "train": "model.train",
 }
 

@@ -11,7 +11,7 @@ from archive.commit import Committed
 from archive.errors import InputError
 from archive.settings import GateSettings
 from model.certificate import Certificate, certify, judge
-from model.decode import DecodedVolume
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.vqvae import VQVAE
 

@@ -20,7 +20,7 @@ from archive.codes import StoredCodes
 from archive.errors import REASONS, VoxbookError
 from archive.volumes import StoredVolume
 from model.bundle import load
-from model.decode import DecodedVolume
+from model.decoded import DecodedVolume
 from tasks.figures import figures
 from tasks.report_changes import changes, last_report
 from tasks.stage import Stage, recorded

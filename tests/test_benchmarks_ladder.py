@@ -92,7 +92,7 @@ def test_a_worker_climbs(places, tmp_path: Path, max_error: float | None, rung: 
     assert json.loads(json.dumps(record.certificate)) == record.certificate
     assert [path.name for path in (tmp_path / "s").iterdir()] == [record.committed.version]
     if max_error == 0:
-        from model.decode import DecodedVolume
+        from model.decoded import DecodedVolume
 
         stored = StoredCodes(tmp_path / "s" / record.committed.version)
         decoded = DecodedVolume(bundle.load(model), stored)[...]

@@ -26,7 +26,7 @@ from flows.encode import encode
 from flows.slices import Series, Wanted
 from flows.tiers import Tier
 from flows.viewer import make_server
-from model.decode import open_decoded
+from model.decoded import open_decoded
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from archive import open_volumes
 from archive.workspace import Workspace
 from flows.viewer import make_server
-from model.decode import open_decoded
+from model.decoded import open_decoded
 
 SETTLED = """[...document.querySelectorAll('.wait')].every(n => n.hidden)
     && Object.values(tiers).every(t => !t.busy && t.now())"""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import phantoms
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,8 @@ from archive.volume import Volume
 from archive.volumes import StoredVolume
 from model import tiling
 from model.config import resolve
-from model.decode import DecodedVolume, decode_codes
+from model.decode import decode_codes
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.vqvae import VQVAE
 
@@ -87,6 +90,45 @@ def test_a_slice_decodes_the_same_however_it_is_asked_for(tmp_path: Path) -> Non
     chunks = lazy.as_dask()
     assert chunks.shape == whole.shape and chunks.dtype == whole.dtype
     assert np.array_equal(chunks[1, 1:3, 20:30].compute(), whole[1, 1:3, 20:30])
+
+
+@pytest.mark.parametrize("name", ["CT", "PET", "colour", "time"])
+def test_an_xarray_holds_values_in_units_where_they_lie(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xarray")
+    source = {
+        "CT": phantoms.ct_volume((5, 40, 48)),
+        "PET": phantoms.pet_volume(),
+        "colour": volume("czyx", (3, 2, 40, 33), "uint8", units="rgb", photometric="RGB"),
+        "time": volume("tzyx", (2, 5, 40, 52), frames=({"time_s": 1.0}, {"time_s": 3.5})),
+    }[name]
+    model = network(channels=source.channels, intensity="bytes" if name == "colour" else "robust")
+    codes = encode_volume(model, source)
+    lazy = DecodedVolume(model, StoredCodes(tmp_path / "s" / code_store.write(codes, tmp_path, "s").version))
+    found = lazy.as_xarray()
+    np.testing.assert_array_equal(found.values, decode_codes(model, codes).values())
+    assert found.dims == tuple(source.axes) and found.dtype == np.float32 and found.attrs["units"] == source.units
+    assert float(found.y[1] - found.y[0]) == pytest.approx(source.geometry.spacing_mm[1])
+    np.testing.assert_array_equal(found.attrs["affine_lps_mm"], source.geometry.matrix)
+    if name == "time":
+        assert found.t.values.tolist() == [1.0, 3.5]
+
+
+def test_an_xarray_knows_where_uneven_slices_lie() -> None:
+    pytest.importorskip("xarray")
+    source = volume("zyx", (3, 16, 16))
+    geometry = dataclasses.replace(source.geometry, positions_mm=(0.0, 1.0, 4.0))
+    model = network()
+    lazy = DecodedVolume(model, encode_volume(model, dataclasses.replace(source, geometry=geometry)))
+    assert lazy.as_xarray().z.values.tolist() == [0.0, 1.0, 4.0]
+
+
+def test_an_index_is_a_whole_number_or_a_slice() -> None:
+    model = network()
+    lazy = DecodedVolume(model, encode_volume(model, volume("zyx", (3, 16, 16))))
+    for key in (1.5, None, np.array([0, 1]), "1"):
+        with pytest.raises((TypeError, IndexError)):
+            lazy[key]
+    assert lazy[np.int64(1)].shape == (16, 16)
 
 
 def test_colour_slices_lazily(tmp_path: Path) -> None:

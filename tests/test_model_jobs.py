@@ -20,7 +20,8 @@ from archive.volumes import StoredVolume
 from model import bundle
 from model.certificate import Certificate, certify, sampled
 from model.config import resolve
-from model.decode import DecodedVolume, decode_codes
+from model.decode import decode_codes
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.jobs import EncodeJob, encode_batch, sample_of
 from model.vqvae import VQVAE

@@ -17,7 +17,8 @@ from archive.settings import GateSettings
 from archive.volume import Volume
 from model import ladder
 from model.certificate import Certificate
-from model.decode import DecodedVolume, decode_codes
+from model.decode import decode_codes
+from model.decoded import DecodedVolume
 from model.encode import encode_volume
 from model.ladder import Rung
 from model.metrics import divergence
