@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, delete, insert, inspect, select, update
 
 from archive.catalog_commits import CatalogCommits, finite
+from archive.catalog_conditions import REFUSED
 from archive.catalog_engine import open_database, prepare, reading, upsert, wipe_log, writing
 from archive.catalog_queries import parts, select_one
 from archive.catalog_schema import (
@@ -136,6 +137,16 @@ class Catalog(CatalogCommits):
                 connection.execute(gone.where(quarantine.c.key.in_(part)))
             rows = [{**row, "numbers": finite(row["numbers"])} for row in fresh.values()]
             upsert(connection, quarantine, rows, keep=("first_seen",))
+
+    def set_refused(self, refused: Iterable[QuarantineRow], names: Iterable[str], run: str) -> None:
+        """Keep why series could not be encoded, in place of what was kept of all those named."""
+        when = now()
+        with writing(self.engine) as connection:
+            gone = delete(quarantine).where(quarantine.c.source.startswith(REFUSED, autoescape=True))
+            for part in parts(names):
+                connection.execute(gone.where(quarantine.c.key.in_(part)))
+            rows = [asdict(replace(row, run=run, first_seen=when, last_seen=when)) for row in refused]
+            upsert(connection, quarantine, rows)
 
     # -- series and models
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, select
 
-from archive.catalog_conditions import Wanted, among, lacks
+from archive.catalog_conditions import REFUSED, Wanted, among, lacks, refused
 from archive.catalog_engine import reading
 from archive.catalog_schema import (
     STATES,
@@ -84,16 +84,32 @@ class CatalogQueries:
         """One version of a volume. Raises StoreError NOT_FOUND."""
         return self._single(VersionRow, select(versions).where(versions.c.version == version))
 
-    def volumes_stored(self) -> list[VersionRow]:
-        """The current version of every series, damaged ones too, the longest unchecked first."""
-        query = select(versions).join(series_table, series_table.c.volume_version == versions.c.version)
-        query = query.where(series_table.c.state != "removed")
-        return self._rows(VersionRow, query.order_by(*_unchecked(versions)))
+    def volumes_stored(self, *, superseded: bool = False) -> list[VersionRow]:
+        """The current version of every series, damaged ones too, the longest unchecked first.
 
-    def codes_stored(self) -> list[EncodingRow]:
-        """The current codes of every series that has some, damaged ones too, the longest unchecked first."""
-        query = select(encodings).join(series_table, series_table.c.codes_version == encodings.c.version)
-        return self._rows(EncodingRow, query.order_by(*_unchecked(encodings)))
+        superseded: also those that no series points at; of two as long unchecked the current one first.
+        """
+        return self._rows(VersionRow, _stored(versions, series_table.c.volume_version, superseded))
+
+    def codes_stored(self, *, superseded: bool = False) -> list[EncodingRow]:
+        """The current codes of every series that has some, damaged ones too, the longest unchecked first.
+
+        superseded: also those that no series points at, which may become current again; the current ones before them.
+        """
+        return self._rows(EncodingRow, _stored(encodings, series_table.c.codes_version, superseded))
+
+    def standing(self, names: Iterable[str]) -> dict[str, bool]:
+        """Of these versions of either tier those that have a row, and whether a series points at it."""
+        found: dict[str, bool] = {}
+        with reading(self.engine) as connection:
+            for part in parts(names):
+                for table, pointer in ((versions, series_table.c.volume_version), (encodings, series_table.c.codes_version)):
+                    query = select(table.c.version, pointer.label("pointer")).outerjoin(
+                        series_table, series_table.c.series == table.c.series
+                    )
+                    rows = connection.execute(query.where(table.c.version.in_(part)))
+                    found.update((row.version, row.version == row.pointer) for row in rows)
+        return found
 
     def encoding(self, version: str) -> EncodingRow:
         """One version of codes. Raises StoreError NOT_FOUND."""
@@ -142,6 +158,16 @@ class CatalogQueries:
         with reading(self.engine) as connection:
             found = [connection.execute(one).one() for one in queries]
         return sum(int(row[0]) for row in found), sum(int(row[1]) for row in found)
+
+    def count_refused(self, wanted: Wanted) -> tuple[int, int]:
+        """Series that were tried for these very codes and refused; and refusals of the group for any codes."""
+        these = select(func.count()).select_from(series_table)
+        these = these.where(series_table.c.group == wanted.group, series_table.c.state != "removed", refused(wanted))
+        every = select(func.count()).where(
+            quarantine.c.group == wanted.group, quarantine.c.source.startswith(REFUSED, autoescape=True)
+        )
+        with reading(self.engine) as connection:
+            return connection.execute(these).scalar_one(), connection.execute(every).scalar_one()
 
     def pages(self, group: str | None = None, limit: int = PAGE) -> Iterator[list[SeriesRow]]:
         """All series of a group, or of all, `limit` at a time in order of pseudonyms: never all of them in memory."""
@@ -304,5 +330,11 @@ def parts(names: Iterable[str]) -> Iterable[list[str]]:
     return (whole[at : at + PART] for at in range(0, len(whole), PART))
 
 
-def _unchecked(table: Table) -> tuple[Any, ...]:
-    return table.c.checked_at.is_not(None), table.c.checked_at, table.c.version
+def _stored(table: Table, pointer: ColumnElement[Any], superseded: bool) -> Select[Any]:
+    """Versions of one tier, the longest unchecked first and current ones before superseded ones."""
+    query = select(table).join(series_table, series_table.c.series == table.c.series)
+    query = query.where(series_table.c.state != "removed")
+    if not superseded:
+        query = query.where(pointer == table.c.version)
+    other = pointer.is_distinct_from(table.c.version)
+    return query.order_by(table.c.checked_at.is_not(None), table.c.checked_at, other, table.c.version)

@@ -77,7 +77,7 @@ def commit(root: Path, series: str, write: Callable[[Path], None]) -> Committed:
     except VoxbookError:
         raise
     except OSError as error:
-        words = "the disk is full" if error.errno in FULL else ""
+        words = f"the disk is full ({root.name})" if error.errno in FULL else ""
         raise StoreError("NOT_WRITABLE", words, errno=error.errno, series=series) from error
     finally:
         if stage is not None:

@@ -169,6 +169,20 @@ class TrainSettings(SizeSettings):
     )
     adversarial_after: int | None = Field(None, ge=0, description="Steps before the discriminator has a say.")
     code_dim: int | None = Field(None, ge=1, description="Dimensions of a code.")
+    intensity: Literal["hu", "hu-companded", "robust", "asinh", "bytes"] | None = Field(
+        None, description="Mapping of values into the model; none: by modality (docs/decisions/0011 for HU)."
+    )
+    level_dropout: float | None = Field(
+        None, ge=0, le=1, description="Share of the samples that keep only some levels (quantizer dropout)."
+    )
+    start: Literal["data", "random"] | None = Field(
+        None, description="Where codebooks start: k-means of latents, or random numbers, of which most are never used."
+    )
+    jitter: float | None = Field(None, ge=0, lt=1, description="Largest change of intensities in half of the patches.")
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(None, description="Voxels z, y, x of a patch.")
+    schedule: Literal["cosine", "constant"] | None = Field(None, description="How the learning rate goes on.")
+    decay: float | None = Field(None, gt=0, lt=1, description="Of the codebooks' moving averages, a step.")
+    average: float | None = Field(None, ge=0, lt=1, description="Of the weights' moving average, a step.")
     seed: int = Field(0, ge=0, description="Seed of weights, sampling and codebooks.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: one per core.")
@@ -182,7 +196,9 @@ class EncodeSettings(Section):
     """How the archive is encoded."""
 
     profile: Literal["exact", "fast"] = Field("exact", description="exact: fp32 and repeatable; fast: bf16.")
-    levels: int | None = Field(None, ge=1, le=16, description="Residual levels to store; none: all of the model.")
+    levels: int | None = Field(
+        None, ge=1, le=16, description="Residual levels to store, at most those of each group's model; none: all."
+    )
     batch_voxels: int = Field(16 * 2**20, gt=0, description="Voxels that make up one batch of series.")
     batch_series: int = Field(
         128, gt=0, description="Most series in one batch: what bounds memory where they are small."

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # SQLAlchemy takes a fifth of a second to import, and `inspec
     from archive.volumes import StoredVolume
 
 Stored = TypeVar("Stored")
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # without these two nothing can be decoded
 
 
 class Workspace:
@@ -53,6 +54,11 @@ class Workspace:
         elif not (path / FILENAME).is_file() and not (path / "catalog.sqlite").is_file():
             raise ConfigError("NO_WORKSPACE")
         return cls(path, load(path, overrides))
+
+    def has_model(self, model: str) -> bool:
+        """Whether a model's weights and config are there and not empty; `model.bundle.check` reads them."""
+        files = (self.models / model / name for name in (WEIGHTS, CONFIG))
+        return all(path.is_file() and path.stat().st_size > 0 for path in files)
 
     @cached_property
     def catalog(self) -> Catalog:

@@ -44,6 +44,9 @@ def exit_code_of(error: VoxbookError) -> int:
     return UNEXPECTED
 
 
+ABOUT = ("series", "model", "tables", "group")  # of an error's context: what it is about
+
+
 def notice(text: str) -> None:
     """A line for people; stdout stays free for results."""
     sys.stderr.write(f"{text}\n")
@@ -55,10 +58,12 @@ def emit(data: dict[str, Any]) -> None:
 
 
 def show_error(error: VoxbookError, as_json: bool) -> None:
-    """What was found and what to do, without a traceback."""
-    notice(f"error {error.code}: {error.message}\n  {error.hint}")
+    """What was found, of what, and what to do, without a traceback."""
+    about = {key: error.context[key] for key in ABOUT if error.context.get(key)}
+    told = ", ".join(f"{key} {str(value)[:12]}" for key, value in about.items())
+    notice(f"error {error.code}: {error.message}{f' ({told})' if told else ''}\n  {error.hint}")
     if as_json:
-        emit({"error": error.code, "message": error.message, "hint": error.hint})
+        emit({"error": error.code, "message": error.message, "hint": error.hint, **about})
 
 
 def show_outcome(outcome: Outcome, as_json: bool) -> int:

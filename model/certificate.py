@@ -24,13 +24,17 @@ FEW = 8  # slices of a series that are always measured,
 SHARE = 8  # and one in so many of a long one
 
 
+LISTS = ("perplexity", "level_use", "reasons", "rungs")
+
+
 @dataclass(frozen=True)
 class Certificate:
     """The measured fidelity and cost of one version of codes.
 
     psnr: dB over the voxels checked (999 where exact), peak `peak` after clipping to it where `clipped` (CT). ssim:
     mean over slices, window 7, the same range; None where slices are smaller than the window. mean_error, max_error:
-    absolute, in `units`, unclipped. perplexity: per level. codebook_use: share of codes that occur, mean over levels.
+    absolute, in `units`, unclipped. perplexity: per level. codebook_use: share of codes that occur, mean over levels;
+    level_use: of each.
     bits_per_voxel: fixed length, zero-order entropy, and bytes on disk with everything counted. ratio: bytes of the
     stored values over bytes on disk. jpeg2000_psnr and codes_psnr_there: of JPEG 2000 and of the codes on the same
     few slices at the same bytes; None where slices are too small or the bytes too few for it. reasons: codes of what
@@ -72,17 +76,16 @@ class Certificate:
     rungs: tuple[dict[str, Any], ...] = ()
     unlike: float | None = None
     unlike_distances: float | None = None
+    level_use: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        listed = {"perplexity": list(self.perplexity), "reasons": list(self.reasons), "rungs": list(self.rungs)}
-        return {**asdict(self), **listed}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in LISTS}}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Certificate:
         """Read what `as_dict` wrote."""
-        listed = {name: tuple(data.get(name, ())) for name in ("perplexity", "reasons", "rungs")}
-        return cls(**{**data, **listed})
+        return cls(**{**data, **{name: tuple(data.get(name, ())) for name in LISTS}})
 
 
 def certify(
@@ -147,6 +150,7 @@ def certify(
         units=source.units,
         perplexity=tuple(perplexity(level) for level in counts),
         codebook_use=float(np.mean([use(level) for level in counts])),
+        level_use=tuple(use(level) for level in counts),
         bits_per_voxel=bits,
         ratio=count * source.dtype.itemsize / bytes_on_disk,
         jpeg2000_psnr=psnr(theirs.squares / theirs.count, peak.range) if theirs.count else None,

@@ -26,7 +26,9 @@ class ModelConfig(BaseModel):
     preset: str = Field(description="Name of the preset it came from.")
     dims: Literal[2, 3] = Field(2, description="2: slices; 3: volumes.")
     channels: int = Field(1, ge=1, le=4, description="Colour channels of the input.")
-    intensity: Literal["hu", "robust", "asinh", "bytes"] = Field("robust", description="Mapping into the model.")
+    intensity: Literal["hu", "hu-companded", "robust", "asinh", "bytes"] = Field(
+        "robust", description="Mapping into the model."
+    )
     stem: Literal["unshuffle", "haar", "strided"] = Field(
         "unshuffle", description="Voxels into cells: space to depth, Haar wavelet, or stride-2 convolutions with ReLU."
     )
@@ -167,9 +169,9 @@ _LEVELS: dict[str, Any] = {"levels": 2, "quantize_after": 100, "rate_penalty": 0
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 11 bits per 8 x 8 cell, 0.172 per voxel, of which the rate penalty leaves half to an entropy coder.
-    "ct-2d": {"intensity": "hu", "ssim": 0.1, **_LEAN, "codebook_size": 2048, "rate_penalty": 0.1},
+    "ct-2d": {"intensity": "hu-companded", "ssim": 0.1, **_LEAN, "codebook_size": 2048, "rate_penalty": 0.1},
     # A 4 x 8 x 8 cell with two codes: 0.078 bits per voxel.
-    "ct-3d": {"intensity": "hu", **_THREE_D, **_LEVELS},
+    "ct-3d": {"intensity": "hu-companded", **_THREE_D, **_LEVELS},
     "mr-2d": {**_LEAN, **_LEVELS},
     "mr-3d": {**_THREE_D, "unshuffle": (2, 2, 2), "fine_blocks": 0, "width": 88, "blocks": 2, **_LEVELS},
     # PET matrices are small and smooth: a finer grid, few channels.
@@ -195,6 +197,7 @@ _OVERRIDES: tuple[str, ...] = ("steps", "batch_size", "optimizer", "learning_rat
 _OVERRIDES += ("epochs", "accumulate", "patience", "validate_every", "temperature", "balance", "balance_temperature")
 _OVERRIDES += ("stem", "quantizer", "fsq_levels", "normalize", "gradient", "attention")
 _OVERRIDES += ("adversarial", "adversarial_after", "mse", "l1", "ssim", "rate_penalty")
+_OVERRIDES += ("intensity", "level_dropout", "start", "jitter", "patch", "schedule", "decay", "average")
 _OVERRIDES += ("codebook_size", "code_dim", "levels", "width", "seed")
 
 
@@ -217,6 +220,8 @@ def resolve(
     values: dict[str, Any] = {"preset": preset, **PRESETS[preset]}
     values |= {key: value for key, value in given.items() if value is not None}
     if settings is not None:
+        if settings.optimizer not in (None, values.get("optimizer")):
+            values.pop("learning_rate", None)  # the preset's suits its own optimizer
         values |= {key: getattr(settings, key) for key in _OVERRIDES if getattr(settings, key) is not None}
         if settings.width is not None:
             values |= {"fine_width": max(4, settings.width // 2), "decoder_width": max(4, settings.width // 2)}
@@ -260,9 +265,9 @@ def folded(stride: Triple, downsample: Triple) -> dict[str, Triple]:
 
 
 def intensity_for(modality: str, channels: int = 1, units: str = "a.u.") -> str:
-    """The mapping into the model that suits a modality: hu, robust, asinh or bytes (which is robust beyond 8 bits)."""
+    """The mapping that suits a modality: hu-companded, robust, asinh or bytes (which is robust beyond 8 bits)."""
     if units == "HU":
-        return "hu"
+        return "hu-companded"
     if channels == 3 or modality in ("PICTURE", "US", "OT", "SC"):
         return "bytes"
     return "asinh" if modality in ("PT", "NM") else "robust"

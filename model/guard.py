@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections import deque
 from typing import Any
@@ -17,6 +18,7 @@ BAD_STEPS = 50  # steps in a row without a finite loss: give up
 WINDOW = 100  # losses whose median is the usual one
 FEWEST = 20  # losses before there is a usual one
 SPIKE = 4.0  # times the usual loss
+FAR = 50.0  # times the usual loss: one such step can undo hundreds, so it is not learned from
 SPIKE_STEPS = 10  # in a row: a batch may be hard, ten are a training that has gone wrong
 KEEP_STEPS = 100  # a state to go back to is kept this often
 SLOWER = 0.5  # of the learning rate after each time
@@ -40,23 +42,38 @@ class Guard:
         """Whether the state before this step should be kept."""
         return step % KEEP_STEPS == 0 and not self._high and not self._bad
 
-    def spiked(self, loss: float | None) -> bool:
-        """Take in the loss of a step (None: not finite, skipped); True: go back to the good state.
+    @property
+    def most(self) -> float:
+        """The largest loss to learn from."""
+        return FAR * statistics.median(self.losses) if len(self.losses) >= FEWEST else math.inf
 
-        Raises InputError NON_FINITE after fifty skipped steps in a row.
+    def spiked(self, loss: float | None, *, far: bool = False) -> bool:
+        """Take in the loss of a step (None: skipped, as not finite or far above `most`); True: go back to the good state.
+
+        Raises InputError NON_FINITE after fifty steps in a row that were not finite.
         """
         if loss is None:
             self.skipped += 1
+            if far:
+                return self._went_up()
             self._bad += 1
             if self._bad > BAD_STEPS:
                 raise InputError("NON_FINITE", "the loss stays not finite; the model cannot learn from this")
             return False
         self._bad = 0
         if len(self.losses) >= FEWEST and loss > SPIKE * statistics.median(self.losses):
-            self._high += 1
-            return self._high >= SPIKE_STEPS and self.rollbacks < MOST_ROLLBACKS and bool(self.good)
+            return self._went_up()
         self._high = 0
         self.losses.append(loss)
+        return False
+
+    def _went_up(self) -> bool:
+        self._high += 1
+        if self._high < SPIKE_STEPS:
+            return False
+        if self.rollbacks < MOST_ROLLBACKS and self.good:
+            return True
+        self.forget()  # nowhere to go back to: the loss is what it is
         return False
 
     def rolled_back(self, step: int) -> None:

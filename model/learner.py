@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,12 +27,14 @@ CLIP = 1.0  # largest norm of the gradient
 class Learner:
     """A model and everything that changes with it; equal on all ranks, because only sums over ranks change it.
 
-    half: bfloat16 autocast. average: moving average of every parameter, what is published. counts: int64 [L, K], how
-    often each code was chosen since it was last cleared.
+    half: bfloat16 autocast. spiked: the last step was left out for its loss. average: moving average of every
+    parameter, what is published. counts: int64 [L, K], how often each code was chosen since it was last cleared.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device, compiled: bool = False) -> None:
-        self.config, self.device, self.half = config, device, fast_bfloat16(device)
+        self.config, self.device = config, device
+        self.half = fast_bfloat16(device) and not _unsound(config, device)
+        self.spiked = False
         torch.manual_seed(config.seed)
         self.model = VQVAE(config).to(device)
         if config.dims == 2:
@@ -51,12 +54,15 @@ class Learner:
         """Whether the codebooks have been started."""
         return self.model.quantizer.ready
 
-    def advance(self, batches: Sequence[Tensor], step: int, rate: float, quantize: bool) -> Output | None:
+    def advance(
+        self, batches: Sequence[Tensor], step: int, rate: float, quantize: bool, most: float = math.inf
+    ) -> Output | None:
         """One step of the optimiser on the gradients of all batches [B, C, *patch] together.
 
-        rate: the learning rate.
-        Gives the last batch's output, its loss being the mean over batches and ranks; None where anything was not
-        finite: then weights, moments, averages and codebooks are what they were, bit for bit.
+        rate: the learning rate. most: a larger loss is not learned from.
+        Gives the last batch's output, its loss being the mean over batches and ranks; None where that is more than
+        `most` (self.spiked) or anything was not finite: then weights, moments, averages and codebooks are what they
+        were, bit for bit.
         """
         self._seed(step)
         for group in self.optimiser.param_groups:
@@ -78,15 +84,19 @@ class Learner:
                 loss = loss if term is None else loss + term
             (loss / len(batches)).backward()
             total += output.loss.detach() / len(batches)
-        if finite:
+        mean = reduced(total) / world() if finite else total  # all ranks agree on `finite`
+        why, self.spiked = "" if finite else "its loss is not finite", bool(finite and mean > most)
+        if self.spiked:
+            why = f"its loss of {float(mean):.3g} is far above the usual one"
+        elif finite:
             average_gradients(self.parameters)
-            norm = nn.utils.clip_grad_norm_(self.parameters, CLIP)
-            finite = bool(torch.isfinite(norm))
-        if not finite:
+            if not torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, CLIP)):
+                why = "its gradient is not finite"
+        if why:
             for tensor, old in zip(self.model.quantizer.state_dict().values(), before, strict=True):
                 tensor.copy_(old)
             self.optimiser.zero_grad(set_to_none=True)
-            log.warning("step %d skipped: its loss is not finite; weights and codebook are as before", step)
+            log.warning("step %d skipped: %s; weights and codebook are as before", step, why)
             return None
         self.optimiser.step()
         decay = min(self.config.average, (1 + step) / (10 + step))
@@ -98,7 +108,7 @@ class Learner:
             for level in range(self.config.levels):
                 codes = output.codes[:, level].flatten()
                 self.counts[level] += torch.bincount(codes, minlength=self.config.codebook_size)
-        return replace(output, loss=reduced(total) / world())
+        return replace(output, loss=mean)
 
     @torch.no_grad()
     def start_codebooks(self, batches: Sequence[Tensor], step: int) -> None:
@@ -176,3 +186,17 @@ class Learner:
             for part in parts:
                 part._compiled_call_impl = None
         self.model.zero_grad(set_to_none=True)
+
+
+def _unsound(config: ModelConfig, device: torch.device) -> bool:
+    """Whether bfloat16 would give wrong gradients.
+
+    On CPUs the weights' gradient of a 3 x 3 x 3 convolution over exactly two slices comes out of memory that nobody has
+    written (oneDNN of torch 2.13: not finite whenever that memory held such numbers; one and four slices are right).
+    """
+    depth, cell = config.patch[0], config.downsample[0]
+    return (
+        config.dims == 3
+        and device.type == "cpu"
+        and any(depth == 2 * by for by in range(1, cell + 1) if cell % by == 0)
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archive.errors import StoreError
+from archive.errors import InputError, StoreError
 from archive.settings import TrainSettings
 from model import bundle, checkpoint, distributed, progress
 from model.budget import Budget, learning_rate
@@ -125,6 +125,12 @@ class _Training:
     def learn_until_done(self) -> str:
         """Steps until steps, time or patience end, and a last look; says which of them ended it."""
         ended_by = self._take_steps()
+        if self.step and 2 * self.guard.skipped > self.step:
+            raise InputError(
+                "NON_FINITE",
+                f"{self.guard.skipped} of {self.step} steps were skipped; nothing was learned that is worth keeping",
+                hint="look at the log for why; a lower train.learning_rate, or other data",
+            )
         if not self.learner.ready:  # ended before the codebooks were due
             self._start_codebooks()
         if self.early is not None:
@@ -213,8 +219,8 @@ class _Training:
         if quantize and not learner.ready:
             self._start_codebooks()
         rate = guard.rate * learning_rate(config, self.step, share)
-        output = learner.advance(batches, self.step, rate, quantize)
-        if guard.spiked(None if output is None else float(output.loss)):
+        output = learner.advance(batches, self.step, rate, quantize, guard.most)
+        if guard.spiked(None if output is None else float(output.loss), far=learner.spiked):
             learner.restore(guard.good)
             guard.rolled_back(self.step)
         return output

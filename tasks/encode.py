@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from archive.catalog_conditions import Wanted
 from archive.catalog_queries import PAGE
-from archive.catalog_schema import EncodingCommit, ModelRow, SeriesRow
+from archive.catalog_schema import EncodingCommit, ModelRow, QuarantineRow, SeriesRow
 from archive.settings import GateSettings
 from model.jobs import EncodeJob, EncodeRecord, encode_batch
 from tasks.cluster import batch_limit, cut
@@ -17,14 +17,20 @@ from tasks.progress import advance
 from tasks.records import encoding_commit
 from tasks.stage import Stage, recorded
 
+LASTING = {"NON_FINITE", "WORKER_KILLED"}  # as long as volume, model and settings are the same; `--series` tries anyway
+
 
 @dataclass(frozen=True)
 class EncodeCounts:
-    """Series by what became of them; series = encoded + failed + unchanged + leased."""
+    """Series by what became of them; series = encoded + failed + unchanged + refused + leased.
+
+    refused: tried before for the same codes and refused by a reason that lasts (LASTING), so not tried again.
+    """
 
     series: int = 0
     encoded: int = 0
     unchanged: int = 0
+    refused: int = 0
     failed: int = 0
     below_gate: int = 0
     damaged: int = 0
@@ -96,12 +102,14 @@ def encode_group(
     the codes that they have. Memory does not grow with the group: series are planned and leased a page at a time.
     """
     encode, catalog = stage.settings.encode, stage.catalog
-    wanted = wanted_of(stage, model, any_model=any_model)
+    wanted = replace(wanted_of(stage, model, any_model=any_model), again=names is not None)
+    before, kept = catalog.count_refused(wanted)
     if not beside:
         catalog.adopt_encodings(group, model.model, wanted.settings_digest, names=names, any_model=any_model)
     there = catalog.count_series(names, group=group).get(group, 0)
     left, voxels = catalog.left_to_encode(wanted, names)
-    skipped = _Skipped(unchanged=there - left)
+    refused = before if names is None else 0
+    skipped = _Skipped(unchanged=there - left - refused)
     counts, done_series, done_voxels = EncodeCounts(), 0, 0
     if left:
         advance(f"encode {group}", 0, voxels, "voxels", f"0 of {left} series")
@@ -116,6 +124,9 @@ def encode_group(
         lost = {outcome.series for outcome in committed if outcome.status == "lost"}
         for code in {record.code for record in records if record.code} if not beside else ():
             catalog.set_reason([record.job.series for record in records if record.code == code], code)
+        lasting = [_refusal(record, wanted) for record in records if record.code in LASTING]
+        if kept or lasting:
+            catalog.set_refused(lasting, [record.job.series for record in records], stage.run)
         stage.leases.release([f"series:{record.job.series}" for record in records])
         for record in records:
             counts += EncodeCounts(unchanged=1) if record.job.series in lost else _count(record)
@@ -124,7 +135,7 @@ def encode_group(
         done_series += len(records)
         text = f"{done_series} of {left} series"
         advance(f"encode {group}", done_voxels, max(voxels - skipped.voxels, done_voxels), "voxels", text)
-    return counts + EncodeCounts(series=there, unchanged=skipped.unchanged, leased=skipped.leased)
+    return counts + EncodeCounts(series=there, unchanged=skipped.unchanged, refused=refused, leased=skipped.leased)
 
 
 @dataclass
@@ -166,6 +177,19 @@ def _commit(record: EncodeRecord) -> EncodingCommit:
         job.profile,
         record.committed,
         record.certificate,
+    )
+
+
+def _refusal(record: EncodeRecord, wanted: Wanted) -> QuarantineRow:
+    job = record.job
+    return QuarantineRow(
+        source=wanted.refusal(job.source_version),
+        key=job.series,
+        kind="series",
+        code=record.code,
+        files=0,
+        numbers={"voxels": job.voxels},
+        group=wanted.group,
     )
 
 

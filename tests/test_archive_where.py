@@ -20,7 +20,8 @@ ROW = SimpleNamespace(
 CERTIFICATE = SimpleNamespace(
     psnr=37.5, ssim=0.9, passed=True, expired=False, created_at="2026-11-23T01:30:00Z",
     data={"bits_per_voxel": {"disk": 0.1, "entropy": 0.08}, "max_error": 80.0, "model": "m" * 64, "levels": 2,
-          "profile": "exact", "jpeg2000_psnr": None, "ratio": 160.0, "mean_error": 4.0, "codebook_use": 0.5},
+          "profile": "exact", "jpeg2000_psnr": None, "ratio": 160.0, "mean_error": 4.0, "codebook_use": 0.5,
+          "rung": "codes", "unlike": 0.2, "unlike_distances": 0.1},
 )  # fmt: skip
 
 

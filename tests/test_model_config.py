@@ -8,7 +8,7 @@ import pytest
 
 from archive.errors import ConfigError
 from archive.settings import TrainSettings
-from model.config import FSQ_STEPS, PRESETS, ModelConfig, fsq_steps, intensity_for, preset_for, resolve
+from model.config import FSQ_STEPS, PEAK_RATES, PRESETS, ModelConfig, fsq_steps, intensity_for, preset_for, resolve
 from model.vqvae import VQVAE
 
 SMALL = {"tiny", "tiny-3d", "article"}  # no defaults of any modality
@@ -23,7 +23,11 @@ def test_settings_override_presets_and_bad_ones_are_named() -> None:
     with pytest.raises(ValueError, match="multiple"):
         ModelConfig(preset="x", patch=(1, 60, 60))
     assert resolve("tiny", intensity="hu").intensity == "hu"
-    assert [intensity_for("CT", 1, "HU"), intensity_for("PT"), intensity_for("MR")] == ["hu", "asinh", "robust"]
+    assert [intensity_for("CT", 1, "HU"), intensity_for("PT"), intensity_for("MR")] == [
+        "hu-companded",
+        "asinh",
+        "robust",
+    ]
     assert {preset_for(name) for name in ("CT", "MR", "PT", "NIFTI", "PICTURE")} <= set(PRESETS)
     assert resolve(preset_for("PICTURE", 3)).channels == 3
 
@@ -66,6 +70,14 @@ def test_the_articles_example_is_its_settings() -> None:
         ("ssim", 0.3),
         ("epochs", 4),
         ("optimizer", "adam"),
+        ("intensity", "hu"),
+        ("level_dropout", 0.7),
+        ("start", "random"),
+        ("jitter", 0.1),
+        ("patch", (1, 64, 64)),
+        ("schedule", "constant"),
+        ("decay", 0.9),
+        ("average", 0.5),
     ],
 )
 def test_settings_reach_the_config(key: str, value: object) -> None:
@@ -118,3 +130,10 @@ def test_what_does_not_fit_in_the_settings_is_an_error_of_configuration() -> Non
 def test_settings_of_another_quantizer_are_refused_not_dropped(settings: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         resolve("ct-2d", TrainSettings.model_validate(settings))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adamw"])
+def test_another_optimizer_than_the_presets_has_a_rate_of_its_own(optimizer: str) -> None:
+    assert resolve("article").peak_rate == resolve("article", TrainSettings(optimizer="adam")).peak_rate == 1e-3
+    assert resolve("article", TrainSettings(optimizer=optimizer)).peak_rate == PEAK_RATES[optimizer]
+    assert resolve("article", TrainSettings(optimizer=optimizer, learning_rate=0.3)).peak_rate == 0.3

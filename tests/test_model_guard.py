@@ -55,6 +55,26 @@ def test_rollbacks_end_and_none_is_made_without_a_state_to_go_to() -> None:
     assert not any(guard.spiked(9.0) for _ in range(3 * SPIKE_STEPS))
 
 
+def test_a_loss_far_above_the_usual_is_not_learned_from_and_ten_are_rolled_back() -> None:
+    guard = Guard()
+    assert guard.most == float("inf"), "there is no usual loss yet"
+    settled(guard, 2.0)
+    assert guard.most == 100.0
+    assert not guard.spiked(None, far=True) and guard.skipped == 1
+    assert not guard.spiked(2.0) and guard.most == 100.0
+    found = [guard.spiked(None, far=True) for _ in range(SPIKE_STEPS)]
+    assert found == [False] * (SPIKE_STEPS - 1) + [True]
+    guard.rolled_back(40)
+    assert guard.most == float("inf") and guard.skipped == 1 + SPIKE_STEPS
+
+
+def test_without_a_state_to_go_back_to_a_loss_that_stays_far_is_learned_from_again() -> None:
+    guard = settled(Guard())
+    guard.good = {}
+    assert not any(guard.spiked(None, far=True) for _ in range(SPIKE_STEPS))
+    assert guard.most == float("inf")
+
+
 def test_states_are_kept_only_while_all_is_well() -> None:
     guard = settled(Guard())
     assert guard.keeps(0) and guard.keeps(200) and not guard.keeps(201)

@@ -116,7 +116,7 @@ def test_a_sample_is_declared_seeded_and_near_the_whole(jobs: list[EncodeJob], m
     (full,) = encode_batch([replace(job, certify="full")])
     assert found["psnr"] == pytest.approx(full.certificate["psnr"], abs=0.5)
     assert found["psnr"] != full.certificate["psnr"]
-    for key in ("perplexity", "codebook_use"):  # of all codes, whatever was measured
+    for key in ("perplexity", "codebook_use", "level_use"):  # of all codes, whatever was measured
         assert found[key] == full.certificate[key]
     assert found["bits_per_voxel"] == full.certificate["bits_per_voxel"]
     codes = stored(job, first).read()

@@ -65,6 +65,18 @@ def test_mappings_invert_themselves(low: float, span: float, knee: float, at: fl
     assert mapping.to_values(mapping.to_model(value)) == pytest.approx(value, abs=1e-5 * (span + abs(low)))
 
 
+def test_companded_hu_come_back_whole_and_soft_tissue_has_its_share() -> None:
+    mapping = Mapping.from_dict(json.loads(json.dumps(fit(ct(), "hu-companded").as_dict())))
+    hu = np.arange(-1024.0, 3072.0)
+    x = mapping.to_model(hu)
+    assert x[0] == -1 and x[-1] == 1 and (np.diff(x) > 0).all()
+    np.testing.assert_array_equal(np.rint(mapping.to_values(x)), hu)
+    assert mapping.to_model(np.array([-3000.0, 9000.0])).tolist() == [-1, 1]
+    share = {name: float(np.ptp(one.to_model(np.array([-160.0, 240.0])))) for name, one in
+             (("straight", fit(ct(), "hu")), ("companded", mapping))}  # fmt: skip
+    assert share["companded"] > 1.7 * share["straight"]
+
+
 def test_mappings_of_each_kind() -> None:
     volume = ct()
     hu = fit(volume, "hu")

@@ -21,11 +21,15 @@ from archive.volume import Volume
 from model import bundle, checkpoint
 from model.config import resolve
 from model.decode import decode_codes
+from model.device import fast_bfloat16
 from model.encode import encode_volume
 from model.fidelity import sample_fidelity
+from model.learner import Learner
 from model.metrics import psnr
 from model.patches import PatchSampler
 from model.train import _Training, train
+
+CPU = torch.device("cpu")
 
 SETTINGS = TrainSettings(device="cpu", threads=1, cache_bytes=2**24)
 
@@ -135,8 +139,12 @@ def state_of(training: _Training) -> dict[str, torch.Tensor]:
     return training.learner.snapshot()
 
 
+@pytest.mark.parametrize("factor", [float("inf"), 1e4], ids=["not finite", "far above the usual loss"])
 @pytest.mark.parametrize("quantizer", ["ema", "vq"])
-def test_a_poisoned_batch_changes_nothing(quantizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_poisoned_batch_changes_nothing(
+    quantizer: str, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.guard.FEWEST", 3)
     original = _Training._advance
     seen: dict[str, dict] = {}
 
@@ -144,7 +152,7 @@ def test_a_poisoned_batch_changes_nothing(quantizer: str, tmp_path: Path, monkey
         if self.step != 9:
             return original(self, batches, share)
         seen["before"] = state_of(self)
-        output = original(self, [batch * float("inf") for batch in batches], share)
+        output = original(self, [batch * factor for batch in batches], share)
         seen["after"] = state_of(self)
         return output
 
@@ -155,6 +163,24 @@ def test_a_poisoned_batch_changes_nothing(quantizer: str, tmp_path: Path, monkey
     for name, tensor in seen["before"].items():
         assert torch.equal(tensor, seen["after"][name]), name
     assert "| steps skipped | 1 |" in (result.folder / "README.md").read_text()
+
+
+def test_a_training_that_skipped_most_of_its_steps_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _Training._advance
+
+    def advance(self, batches, share):
+        return original(self, batches if self.step < 5 else [batch * float("nan") for batch in batches], share)
+
+    monkeypatch.setattr(_Training, "_advance", advance)
+    with pytest.raises(InputError, match="7 of 12 steps were skipped"):
+        train(phantoms(1), {}, tiny(steps=12), SETTINGS, tmp_path, 60.0)
+    assert not [path for path in tmp_path.iterdir() if (path / "config.json").exists()]
+
+
+def test_two_slices_are_learned_in_float32_on_a_cpu() -> None:
+    """oneDNN's bfloat16 gradient of a convolution over exactly two slices is taken from memory nobody wrote."""
+    halves = {preset: Learner(resolve(preset), CPU).half for preset in ("tiny-3d", "ct-3d", "tiny")}
+    assert halves == {"tiny-3d": False, "ct-3d": fast_bfloat16(CPU), "tiny": fast_bfloat16(CPU)}
 
 
 def test_weights_that_went_wrong_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

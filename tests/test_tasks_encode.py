@@ -98,6 +98,46 @@ def test_what_another_run_finished_before_its_lease_was_taken_is_not_encoded_twi
     assert len(stage.catalog.encodings()) == 5
 
 
+@pytest.mark.parametrize("code", sorted(encoding.LASTING))
+def test_what_cannot_be_encoded_is_kept_with_its_reason_and_not_tried_every_night(stage, monkeypatch, code):
+    bad, tried = sorted(NAMES)[1], []
+
+    def failing(jobs):
+        tried.extend(job.series for job in jobs)
+        return [
+            encoding.EncodeRecord(record.job, None, None, code) if record.job.series == bad else record
+            for record in pretended(jobs)
+        ]
+
+    monkeypatch.setattr(encoding, "encode_batch", failing)
+    first = encode_group(stage, "ct", model_of(stage))
+    assert (first.series, first.encoded, first.failed, first.refused) == (5, 4, 1, 0)
+    (kept,) = stage.catalog.quarantine()
+    assert (kept.key, kept.code, kept.group, kept.kind) == (bad, code, "ct", "series")
+    second = encode_group(stage, "ct", model_of(stage))
+    assert (second.series, second.unchanged, second.failed, second.refused) == (5, 4, 0, 1)
+    assert tried.count(bad) == 1
+    stage.catalog.add_model(ModelRow("e" * 64, "ct", "tiny"))
+    other = stage.catalog.model("e" * 64)
+    assert encode_group(stage, "ct", other).failed == 1 and tried.count(bad) == 2
+    assert len(stage.catalog.quarantine()) == 1
+    encode_group(stage, "ct", model_of(stage), [bad])  # asked for by name
+    assert tried.count(bad) == 3
+    monkeypatch.setattr(encoding, "encode_batch", pretended)
+    assert encode_group(stage, "ct", model_of(stage), [bad]).encoded == 1
+    assert stage.catalog.quarantine() == []
+
+
+@pytest.mark.parametrize("code", ["DAMAGED", "NOT_WRITABLE", "UNEXPECTED"])
+def test_what_may_pass_is_tried_again(stage, monkeypatch, code):
+    monkeypatch.setattr(
+        encoding, "encode_batch", lambda jobs: [encoding.EncodeRecord(job, None, None, code) for job in jobs]
+    )
+    for _ in range(2):
+        counts = encode_group(stage, "ct", model_of(stage))
+        assert (counts.failed, counts.refused, stage.catalog.quarantine()) == (5, 0, [])
+
+
 def test_batches_end_at_so_many_series():
     assert list(cut(range(7), lambda item: 1, limit=5, most=3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(cut(range(7), lambda item: 2, limit=5, most=3)) == [[0, 1], [2, 3], [4, 5], [6]]
