@@ -78,8 +78,13 @@ REASONS: dict[str, Reason] = {
         "a series of a patient whose erasure was ended before it was done", "the next forget or gc goes on with it"
     ),
     "LEASED": Reason("another run works on it", "wait for it, or end it; dead runs are taken over"),
-    "DAMAGED": Reason("stored bytes differ from their manifest", "voxbook repair (codes) or ingest again (volumes)"),
-    "MISSING": Reason("stored files are gone", "voxbook repair (codes) or ingest again (volumes)"),
+    "DAMAGED": Reason(
+        "stored bytes differ from their manifest",
+        "voxbook repair (codes), ingest again (volumes); docs/how-to/recover.md (models)",
+    ),
+    "MISSING": Reason(
+        "stored files are gone", "voxbook repair (codes), ingest again (volumes); docs/how-to/recover.md (models)"
+    ),
     "SCHEMA": Reason("the catalog was written by another version", "use the voxbook that wrote it"),
     "WRONG_KEY": Reason("the pseudonym key is not the one of this workspace", "set VOXBOOK_KEY to the right key"),
     "WRONG_MODEL": Reason(

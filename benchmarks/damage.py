@@ -203,7 +203,7 @@ def verify_and_repair(place: Any, versions: list[Version], rng: np.random.Genera
         "verbs_named": len(named),
         "verbs_expected": len(codes) + 1,
         "repaired": mended.counts["repaired"],
-        "to_ingest_again": [problem["series"][:8] for problem in mended.problems],
+        "to_ingest_again": [problem.get("series")[:8] for problem in mended.problems],
         "damaged_after_repair": [problem["tier"] for problem in after.problems],
     }
 

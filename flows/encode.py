@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from archive import groups
 from archive.catalog_schema import CertificateRow, ModelRow
-from archive.errors import MismatchError
+from archive.errors import MismatchError, StoreError
 from archive.where import Expression, matches, parse
 from flows.artifacts import publish_worst
 from flows.events import MOST_SERIES, tell_failed
@@ -18,6 +19,8 @@ from flows.recording import finish, sentence
 from flows.staged import stage_flow, staged
 from tasks.encode import EncodeCounts, encode_group, wanted_of
 from tasks.stage import Outcome, Stage, call
+
+NO_FILES = "restore its folder in models/ from a copy, or voxbook train, then voxbook encode"
 
 EncodeProfile = Annotated[
     Literal["configured", "exact", "fast"],
@@ -49,20 +52,29 @@ def encode(
         if named and not group and not series:
             group = named.group
         asked = chosen(stage, group or None, series, condition)
+        models = {name: _model_for(stage, name, named) for name in asked}
         counts, no_model, planned = EncodeCounts(), 0, 0
+        stopped: list[dict[str, Any]] = []
         for name, (members, names) in asked.items():
-            with_model = _model_for(stage, name, named)
+            with_model = models[name]
+            done = EncodeCounts()
             if with_model is None:
                 no_model += members
-                counts += EncodeCounts(series=members)
                 if not dry_run:
                     _without_model(stage, name, names)
-            elif dry_run:
-                missing = _missing(stage, with_model, names, moved, any_model=named is None)
-                planned += missing
-                counts += EncodeCounts(series=members, unchanged=members - missing)
             else:
-                counts += call(encode_group, stage, name, with_model, names, any_model=named is None)
+                try:
+                    for part, any_model in _parts(stage, with_model, names, any_model=named is None):
+                        if dry_run:
+                            planned += _missing(stage, with_model, part, moved, any_model=any_model)
+                        else:
+                            done += call(encode_group, stage, name, with_model, part, any_model=any_model)
+                except (MismatchError, StoreError) as error:
+                    stopped.append(_stopped(stage, with_model, error))
+            counts += replace(done, series=members)
+        if dry_run:
+            untouched = no_model + sum(asked[problem["group"]][0] for problem in stopped)
+            counts = replace(counts, unchanged=counts.series - planned - untouched)
         # Those of earlier runs too: a night does not turn green by being repeated.
         below = sum(
             sum(stage.catalog.count_series(names, group=name, state="quality_failed").values())
@@ -73,8 +85,10 @@ def encode(
             "would be encoded": planned,
             "below the gate": counts.below_gate,
             "not encoded": counts.failed - counts.below_gate,
+            "refused before (voxbook encode --series tries again)": counts.refused,
             "without a model": no_model,
-            "unchanged": counts.unchanged,
+            "pointed at codes that exist": counts.adopted,
+            "unchanged": counts.unchanged - counts.adopted,
             "left to another run": counts.leased,
             "moved to another group": 0 if dry_run else len(moved),
         }
@@ -82,7 +96,8 @@ def encode(
             publish_worst(stage.workspace)
             if counts.below_gate:
                 tell_failed(_failed_now(stage), stage.workspace.root.name)
-        nothing = not (counts.encoded or counts.failed or planned)
+        nothing = not (counts.encoded or counts.failed or counts.adopted or planned)
+        fresh = counts.failed - counts.below_gate - counts.damaged
         return finish(
             Outcome(
                 verb="encode",
@@ -91,7 +106,9 @@ def encode(
                     "series": counts.series,
                     "encoded": counts.encoded,
                     "unchanged": counts.unchanged,
+                    "adopted": counts.adopted,
                     "failed": counts.failed,
+                    "quarantined_new": fresh,
                     "voxels": counts.voxels,
                     "bytes_out": counts.bytes_out,
                     "seconds": stage.seconds,
@@ -100,11 +117,15 @@ def encode(
                 },
                 reasons=dict(stage.reasons),
                 sentence=sentence("encode", shown, dict(stage.reasons), "no series")
-                + ("; nothing new" if nothing and counts.unchanged else ""),
+                + ("; nothing new" if nothing and counts.unchanged and not stopped else "")
+                + "".join(
+                    f"; {problem['group']} stopped: {problem['message']}. {problem['hint']}" for problem in stopped
+                ),
                 found=bool(asked),
-                quarantined=counts.failed - counts.below_gate - counts.damaged,
+                quarantined=fresh + counts.refused,
                 below_gate=below,
-                damaged=counts.damaged,
+                damaged=counts.damaged + len(stopped),
+                problems=tuple(stopped),
             ),
             stage,
         )
@@ -134,6 +155,41 @@ def _without_model(stage: Stage, group: str, names: list[str] | None) -> None:
     for page in pages:
         stage.catalog.set_reason(page, "NO_MODEL")
         stage.reasons["NO_MODEL"] += len(page)
+
+
+def _parts(
+    stage: Stage, model: ModelRow, names: list[str] | None, *, any_model: bool
+) -> list[tuple[list[str] | None, bool]]:
+    """The series of a group, or those named, by whether codes of another model will do: not where its files are gone.
+
+    Raises StoreError MISSING where those of the model itself are gone.
+    """
+    home, catalog = stage.workspace, stage.catalog
+    if not home.has_model(model.model):
+        raise StoreError("MISSING", "the files of its model are gone", hint=NO_FILES, model=model.model)
+    gone = {other.model for other in catalog.models(model.group) if not home.has_model(other.model)}
+    if not any_model or not gone:
+        return [(names, any_model)]
+    readable: list[str] = []
+    unreadable: list[str] = []
+    for rows in catalog.pages(model.group) if names is None else [catalog.series(names)]:
+        certificates = catalog.certificates_of(row.series for row in rows)
+        for row in rows:
+            found = certificates.get(row.series)
+            (unreadable if found and found.data.get("model") in gone else readable).append(row.series)
+    return [(part, any_model) for part, any_model in ((unreadable, False), (readable, True)) if part]
+
+
+def _stopped(stage: Stage, model: ModelRow, error: MismatchError | StoreError) -> dict[str, Any]:
+    """What stopped one group, noted; raises it again where no other group can go on either."""
+    if error.code == "NOT_WRITABLE":  # a disk that is full is full for all of them
+        raise error
+    stage.reasons[error.code] += 1
+    tier = {"tier": "model"} if error.code in ("MISSING", "WRONG_MODEL") else {}
+    return {
+        "group": model.group, **tier, "version": model.model, "code": error.code, "message": str(error.message),
+        "hint": error.hint,
+    }  # fmt: skip
 
 
 def _missing(

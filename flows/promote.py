@@ -11,7 +11,7 @@ from flows.events import PROMOTED, tell
 from flows.parameters import DryRun, Overrides, WorkspacePath
 from flows.recording import finish
 from flows.staged import stage_flow, staged
-from tasks.promote import compare_models
+from tasks.promote import compare_models, is_broken, require
 from tasks.stage import Outcome, call
 
 Candidate = Annotated[str, Field(min_length=1, description="The model to promote, or the beginning of its id.")]
@@ -26,16 +26,21 @@ def promote(
 ) -> Outcome:
     """Compare a model with its group's current one on the same series, and make it current unless it is worse.
 
+    One whose files are gone or broken is not promoted, by force neither; where those of the current one are, nothing is
+    encoded to compare and no model is worse.
     Series that it has encoded point at those codes from then on, all in one step; others become stale until the next
     encode. Readers have the codes that they opened.
     """
     with staged("promote", workspace, settings) as stage:
         candidate = stage.catalog.model(model)
+        require(stage, candidate)
         current = stage.catalog.current_model(candidate.group)
         compared: Comparison | None = None
+        broken = False
         if current is not None and current.model != candidate.model:
-            compared = call(compare_models, stage, candidate.group, current, candidate, make=not force)
-        refused = compared is not None and compared.is_worse and not force
+            broken = is_broken(stage, current)
+            compared = call(compare_models, stage, candidate.group, current, candidate, make=not (force or broken))
+        refused = compared is not None and compared.is_worse and not (force or broken)
         if not refused and not dry_run:
             stage.catalog.promote(candidate.model)
             tell(PROMOTED, "model", candidate.model, group=candidate.group, previous=current.model if current else None)
@@ -56,7 +61,12 @@ def promote(
                     "seconds": stage.seconds,
                 },
                 reasons=dict(stage.reasons),
-                sentence=_sentence(candidate.model, candidate.group, compared, refused, dry_run, stale),
+                sentence=_sentence(candidate.model, candidate.group, compared, refused, dry_run, stale)
+                + (
+                    f"; the files of {current.model[:12]}, the one before, are gone or broken"
+                    if current and broken
+                    else ""
+                ),
                 below_gate=int(refused),
             ),
             stage,

@@ -12,7 +12,7 @@ from archive.groups import regroup
 from archive.settings import TrainSettings
 from archive.workspace import Workspace
 from flows.artifacts import publish_model
-from flows.events import TRAINED, tell
+from flows.events import PROMOTED, TRAINED, tell
 from flows.parameters import Group, Overrides, WorkspacePath
 from flows.recording import finish
 from flows.staged import stage_flow, staged
@@ -50,8 +50,11 @@ def train(
             publish_model(stage, model)
             if not model["unchanged"]:
                 tell(TRAINED, "model", model["model"], group=model["group"], psnr=model["psnr"])
+            if "replaces" in model:
+                tell(PROMOTED, "model", model["model"], group=model["group"], previous=model["replaces"])
         trained = [model for model in models if not model["unchanged"]]
         words = ", ".join(f"{model['group']} {model['psnr']:.1f} dB" for model in models)
+        replaced = [model["group"] for model in models if "replaces" in model]
         verb = (
             f"{len(trained)} {'model' if len(trained) == 1 else 'models'} trained"
             if trained
@@ -62,7 +65,12 @@ def train(
                 verb="train",
                 run=stage.run,
                 counts={**models[0], "models": models, "seconds": stage.seconds},
-                sentence=f"train: {verb} ({words})",
+                sentence=f"train: {verb} ({words})"
+                + (
+                    f"; now the model of {', '.join(replaced)}, for the files of the one before are gone or broken"
+                    if replaced
+                    else ""
+                ),
             ),
             stage,
         )

@@ -6,6 +6,7 @@ metrics.jsonl, progress.png, TensorBoard event files
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -26,12 +27,13 @@ from archive.commit import STAGE, fault_point
 from archive.errors import MismatchError, StoreError
 from archive.owner import Owner
 from archive.tables import FILE as TABLES
+from archive.workspace import CONFIG, WEIGHTS
 from model.card import card
 from model.config import ModelConfig
 from model.device import pick
 from model.vqvae import VQVAE
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CARD = "README.md"
 _LEARNING_ONLY = ("quantizer.counts", "quantizer.sums")  # the moving averages are for going on with training
 
 
@@ -62,15 +64,16 @@ def save(
 
     summary: plain numbers and words for the card (fidelity, data). attachments: name in the folder = file to copy,
     where it exists. tables: of the entropy coder (model.tables.fit); none: its codes cost their zero-order entropy.
-    A bundle that is there already is left as it is: equal ids are equal models.
+    A whole bundle that is there already is left as it is: equal ids are equal models. One that lost files or was
+    changed is replaced.
     """
     weights = _kept(model)
     written = _canonical(config)
     name = identify(weights, written, tables)
     target = models / name
-    if not target.exists():
-        stage = models / STAGE / f"{Owner.me().tag()}.{uuid.uuid4().hex}"  # gc tells by the name whether it is dead
-        stage.mkdir(parents=True)
+    if check(target):
+        stage, broken = (models / STAGE / f"{Owner.me().tag()}.{uuid.uuid4().hex}" for _ in "ab")
+        stage.mkdir(parents=True)  # gc tells by the name whether its process is dead
         try:
             save_file(weights, stage / WEIGHTS, metadata={"format": "voxbook 1"})
             (stage / CONFIG).write_bytes(written)
@@ -83,6 +86,10 @@ def save(
             for path in [*stage.iterdir(), stage]:
                 _sync(path)
             fault_point("bundle.staged")
+            if check(target) and target.exists():
+                with contextlib.suppress(FileNotFoundError):  # another process had the same in hand
+                    target.rename(broken)
+                fault_point("bundle.moved")
             try:
                 stage.rename(target)
             except OSError:
@@ -92,6 +99,7 @@ def save(
             _sync(models)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(broken, ignore_errors=True)
     model.model_id = name
     return name
 
@@ -106,32 +114,58 @@ def load(folder: Path | str, model: str | None = None, device: str | None = None
     return _load(folder.resolve(), model or folder.name, str(pick(device or "cpu")))
 
 
+def check(folder: Path) -> str:
+    """The reason code of what is wrong with a bundle, its files read anew and hashed: empty, MISSING or DAMAGED.
+
+    Not by `load`, which may have the model in memory from before its files changed.
+    """
+    try:
+        read(folder, folder.name)
+    except StoreError:
+        return "MISSING"
+    except (MismatchError, OSError):  # EIO, EACCES: the bytes are there and cannot be had
+        return "DAMAGED"
+    return ""
+
+
 @functools.lru_cache(maxsize=8)
 def _load(folder: Path, name: str, device: str) -> VQVAE:
+    weights, written = read(folder, name)
     try:
-        written = (folder / CONFIG).read_bytes()
         config = ModelConfig.model_validate_json(written)
-        weights = load_file(folder / WEIGHTS)
-        tables = (folder / TABLES).read_bytes() if (folder / TABLES).exists() else None
-    except FileNotFoundError:
-        raise StoreError(
-            "MISSING",
-            "a model's files are gone",
-            hint="restore its folder in models/, or train and encode again",
-            model=name,
-        ) from None
-    except (ValidationError, SafetensorError) as error:
-        raise MismatchError(
-            "WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name
-        ) from None
-    if identify(weights, written, tables) != name:
-        raise MismatchError("WRONG_MODEL", "a model's weights, config or tables are not those of its id", model=name)
+    except ValidationError:
+        raise MismatchError("WRONG_MODEL", "a model's config is not of this version of voxbook", model=name) from None
     model = VQVAE(config)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - set(_LEARNING_ONLY):
         raise MismatchError("WRONG_MODEL", "a model's weights do not fit its config", model=name)
     model.model_id = name
     return model.to(torch.device(device)).eval().requires_grad_(False)
+
+
+def read(folder: Path, name: str) -> tuple[dict[str, Tensor], bytes]:
+    """Weights and config.json of the bundle of that id, read anew and hashed.
+
+    Raises StoreError MISSING; MismatchError WRONG_MODEL.
+    """
+    try:
+        written = (folder / CONFIG).read_bytes()
+        weights = load_file(folder / WEIGHTS)
+        tables = (folder / TABLES).read_bytes() if (folder / TABLES).exists() else None
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            "MISSING",
+            "a model's files are gone",
+            hint="restore its folder in models/ from a copy, or voxbook train, then voxbook encode",
+            model=name,
+        ) from None
+    except SafetensorError as error:
+        raise MismatchError(
+            "WRONG_MODEL", f"a model's files do not read ({type(error).__name__})", model=name
+        ) from None
+    if identify(weights, written, tables) != name:
+        raise MismatchError("WRONG_MODEL", "a model's weights, config or tables are not those of its id", model=name)
+    return weights, written
 
 
 def _kept(model: VQVAE) -> dict[str, Tensor]:

@@ -86,13 +86,15 @@ def _encode_all(jobs: Sequence[EncodeJob]) -> Iterator[EncodeRecord]:
 
     first = jobs[0]
     model = load(first.models / first.model, first.model, device=first.device)  # kept per process
+    # One setting for all groups, whose models have more levels or fewer.
+    levels = None if first.levels is None else min(first.levels, model.config.levels)
     by_name = {job.series: job for job in jobs}
     requests = (Request(job.series, partial(_open, job), job.source_version, job.source_digest) for job in jobs)
     encoded = encode_volumes(
         model,
         requests,
         profile=first.profile,
-        levels=first.levels,
+        levels=levels,
         model_id=first.model,
         ahead_bytes=first.memory_bytes // 2,
     )

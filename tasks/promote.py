@@ -11,6 +11,22 @@ from tasks.encode import encode_group, settings_digest
 from tasks.stage import Stage, recorded
 
 
+def require(stage: Stage, model: ModelRow) -> None:
+    """Raise StoreError MISSING or MismatchError WRONG_MODEL unless a model's files, read anew, can decode and encode."""
+    from model.bundle import load, read  # torch takes seconds to import
+
+    folder = stage.workspace.models / model.model
+    read(folder, model.model)
+    load(folder, model.model)
+
+
+def is_broken(stage: Stage, model: ModelRow) -> bool:
+    """Whether a model's files, read anew, are gone or not those of its id."""
+    from model.bundle import check
+
+    return bool(check(stage.workspace.models / model.model))
+
+
 @recorded("compare-models", "compare models of {group}")
 def compare_models(
     stage: Stage, group: str, current: ModelRow, candidate: ModelRow, make: bool = True

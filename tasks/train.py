@@ -15,6 +15,7 @@ from archive.commit import fault_point
 from archive.errors import TransientError
 from archive.volumes import StoredVolume
 from archive.workspace import Workspace
+from model.bundle import check
 from model.config import ModelConfig, intensity_for, preset_for, resolve
 from model.outcome import TrainResult
 from model.train import train
@@ -51,13 +52,14 @@ def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
     """Train, publish and register one group's model; the same settings on the same volumes do nothing again.
 
     Returns model, group, preset, steps, seconds, psnr, psnr_worst_decile, ssim, bits_per_voxel, codebook_use and
-    `unchanged`. A run that was killed goes on from its checkpoint.
+    `unchanged`; `replaces`: the group's current model where its files are gone or broken, so that this one took its
+    place. A run that was killed goes on from its checkpoint.
     """
     planned = plan(stage, group)
     known = {"group": group, "preset": planned.preset}
-    for model in stage.catalog.models(group):
-        if model.train_key == planned.key:
-            return {**model.summary, "model": model.model, **known, "unchanged": True}
+    model = _trained_before(stage.workspace, planned)
+    if model is not None:
+        return {**model.summary, "model": model.model, **known, "unchanged": True, **_stand_in(stage, model)}
     if not stage.leases.acquire([f"train:{group}"]):
         raise TransientError("LEASED", f"another run is training group {group!r}")
 
@@ -81,20 +83,36 @@ def train_group(stage: Stage, group: str, seconds: float) -> dict[str, Any]:
         "voxels": sum(row.voxels for row in planned.rows),
     }
     fault_point("train.published")
-    stage.catalog.add_model(
+    model = stage.catalog.add_model(
         ModelRow(model=result.model, group=group, preset=planned.preset, train_key=planned.key, summary=summary)
     )
     fault_point("train.named")
+    replaced = _stand_in(stage, model)
     shutil.rmtree(planned.folder)  # only now: until the catalog names the model, a killed run goes on from it
     stage.leases.release([f"train:{group}"])
-    return {"model": result.model, **known, **summary, "unchanged": False}
+    return {"model": result.model, **known, **summary, "unchanged": False, **replaced}
 
 
 def follow_group(home: Workspace, group: str, seconds: float) -> None:
     """A rank's part in what the first rank's `train_group` does; nothing where that model is there already."""
     planned = plan(home, group)
-    if all(model.train_key != planned.key for model in home.catalog.models(group)):
+    if _trained_before(home, planned) is None:
         _trained(home, planned, seconds)
+
+
+def _trained_before(home: Workspace, planned: Plan) -> ModelRow | None:
+    """The model that this training gave before; none where its files are gone or broken: it is trained again."""
+    known = (model for model in home.catalog.models(planned.group) if model.train_key == planned.key)
+    return next((model for model in known if not check(home.models / model.model)), None)
+
+
+def _stand_in(stage: Stage, model: ModelRow) -> dict[str, str]:
+    """Make a model current where nothing can be encoded or decoded with the current one, and say which it replaces."""
+    current = stage.catalog.current_model(model.group)
+    if current is None or current.model == model.model or not check(stage.workspace.models / current.model):
+        return {}
+    stage.catalog.promote(model.model)
+    return {"replaces": current.model}
 
 
 def _trained(stage: Stage | Workspace, planned: Plan, seconds: float) -> TrainResult:

@@ -226,7 +226,7 @@ def test_inspect_tells_of_runs_and_of_the_rung_a_series_is_on(finished, capfd, m
     code, out, _ = here(capfd, monkeypatch, "inspect", "-w", finished, runs[0]["run"])
     assert code == 0 and "ingest" in out and "completed" in out
     code, _, err = here(capfd, monkeypatch, "inspect", "-w", finished, "19990101T")
-    assert code == 3 and "no run begins like that" in err
+    assert code == 3 and "no run begins with 19990101T" in err
     code, out, _ = here(capfd, monkeypatch, "inspect", "-w", finished, "--json")
     assert {entry["rung"] for entry in json.loads(out)["series"]} == {"codes"}
 

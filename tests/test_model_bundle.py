@@ -71,3 +71,25 @@ def test_the_data_summary_counts_and_gives_ranges() -> None:
     found = data_summary([as_source(volume) for volume in phantoms(3).values()])
     assert found["training_series"] == 3 and found["modalities"] == "CT (3)"
     assert found["spacing_zyx_mm"] == "1 x 1 x 1" and found["training_voxels"] == 3 * 4 * 64 * 56
+
+
+def test_files_are_read_anew_whatever_is_in_memory_and_a_broken_bundle_is_replaced(tmp_path: Path) -> None:
+    model = started()
+    saved = tmp_path / bundle.save(model, model.config, tmp_path, {})
+    bundle.load(saved)
+    assert bundle.check(saved) == ""
+    weights = (saved / bundle.WEIGHTS).read_bytes()
+    for harm, code in (
+        (weights[:-1] + bytes([weights[-1] ^ 1]), "DAMAGED"),
+        (weights[:99], "DAMAGED"),
+        (None, "MISSING"),
+    ):
+        (saved / bundle.WEIGHTS).unlink()
+        if harm is not None:
+            (saved / bundle.WEIGHTS).write_bytes(harm)
+        assert bundle.check(saved) == code
+        assert bundle.save(model, model.config, tmp_path, {}) == saved.name
+        assert bundle.check(saved) == ""
+    assert bundle.check(tmp_path / "nowhere") == "MISSING"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_dir()].count(saved.name) == 1
+    assert not list((tmp_path / bundle.STAGE).iterdir())

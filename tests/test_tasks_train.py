@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 from conftest import QUICK
 
-from archive.workspace import Workspace
+from archive.workspace import WEIGHTS, Workspace
+from flows.encode import encode
 from flows.train import follow
 from flows.train import train as flow
+from model.bundle import check
 from tasks.progress import reading
 from tasks.train import plan
 
@@ -47,3 +51,48 @@ def test_what_is_planned_depends_on_settings_and_volumes_alone(workspace: Path) 
     assert first.key == second.key and first.folder == second.folder
     changed = plan(Workspace.open(workspace, [*QUICK, 'train.balance=["site"]']), "ct")
     assert changed.key != first.key and changed.config.balance == ("site",)
+
+
+def lose(root: Path, group: str = "ct") -> str:
+    """Remove the folder of a group's current model; its id."""
+    home = Workspace.open(root)
+    model = home.catalog.current_model(group).model
+    shutil.rmtree(home.models / model)
+    home.close()
+    return model
+
+
+def test_a_model_whose_folder_is_gone_is_trained_again(workspace: Path) -> None:
+    lost = lose(workspace)
+    outcome = flow.fn(workspace=str(workspace), group="ct", settings=QUICK)
+    home = Workspace.open(workspace)
+    assert not outcome.counts["unchanged"] and home.has_model(outcome.counts["model"])
+    assert home.catalog.current_model("ct").model == outcome.counts["model"] == lost  # by steps, so the same again
+    assert flow.fn(workspace=str(workspace), group="ct", settings=QUICK).counts["unchanged"]
+    weights = home.models / lost / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert not flow.fn(workspace=str(workspace), group="ct", settings=QUICK).counts["unchanged"]
+    assert check(home.models / lost) == ""
+
+
+def test_another_model_becomes_current_where_the_current_ones_folder_is_gone(workspace: Path, monkeypatch) -> None:
+    other = [*QUICK, "train.seed=5", "train.steps=2"]
+    home = Workspace.open(workspace)
+    second = flow.fn(workspace=str(workspace), group="ct", settings=other).counts["model"]
+    assert home.catalog.current_model("ct").model != second
+    lost = lose(workspace)
+    again = flow.fn(workspace=str(workspace), group="ct", settings=other)  # there already, and needed now
+    assert again.counts["unchanged"] and (again.counts["replaces"], again.counts["model"]) == (lost, second)
+    assert home.catalog.current_model("ct").model == second and "now the model of ct" in again.sentence
+    assert {row.state for row in home.catalog.series(group="ct")} == {"stale"}
+    lose(workspace)
+    # Ended between the model's row and its place: the next run sees to that.
+    monkeypatch.setenv("VOXBOOK_FAULT", "train.named:raise")
+    with pytest.raises(OSError, match="injected"):
+        flow.fn(workspace=str(workspace), group="ct", settings=[*other, "train.seed=6"])
+    monkeypatch.delenv("VOXBOOK_FAULT")
+    third = flow.fn(workspace=str(workspace), group="ct", settings=[*other, "train.seed=6"])
+    assert third.counts["unchanged"] and third.counts["replaces"] == second
+    assert home.catalog.current_model("ct").model == third.counts["model"]
+    done = encode.fn(workspace=str(workspace), settings=QUICK)
+    assert (done.counts["encoded"], done.damaged) == (2, 0)
