@@ -103,10 +103,11 @@ class CatalogQueries:
         found: dict[str, bool] = {}
         with reading(self.engine) as connection:
             for part in parts(names):
-                for table, pointer in ((versions, series_table.c.volume_version), (encodings, series_table.c.codes_version)):
-                    query = select(table.c.version, pointer.label("pointer")).outerjoin(
-                        series_table, series_table.c.series == table.c.series
-                    )
+                for table, pointer in (
+                    (versions, series_table.c.volume_version), (encodings, series_table.c.codes_version)
+                ):  # fmt: skip
+                    query = select(table.c.version, pointer.label("pointer"))
+                    query = query.outerjoin(series_table, series_table.c.series == table.c.series)
                     rows = connection.execute(query.where(table.c.version.in_(part)))
                     found.update((row.version, row.version == row.pointer) for row in rows)
         return found

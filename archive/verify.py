@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,12 +38,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Checked:
-    """One checked version; no problems: it is as committed."""
+    """One checked version; no problems: it is as committed. current: a series points at it, as far as `record` saw."""
 
     tier: str
     series: str
     version: str
     problems: tuple[Problem, ...]
+    current: bool = True
 
     @property
     def code(self) -> str:
@@ -52,11 +53,14 @@ class Checked:
 
 
 def plan(workspace: Workspace, tier: str, sample: float = 1.0) -> list[Check]:
-    """Current versions of a tier to check, the longest unchecked first; sample: the share of them, at least one."""
+    """Versions of a tier to check, the longest unchecked first; sample: the share of them, at least one.
+
+    Superseded ones too, after current ones that are as long unchecked: `encode` and `promote` may point at them again.
+    """
     root = {"volume": workspace.volumes, "codes": workspace.codes}[tier]
     catalog = workspace.catalog
     rows: list[VersionRow] | list[EncodingRow] = (
-        catalog.volumes_stored() if tier == "volume" else catalog.codes_stored()
+        catalog.volumes_stored(superseded=True) if tier == "volume" else catalog.codes_stored(superseded=True)
     )
     checks = [
         Check(
@@ -85,9 +89,22 @@ def verify_version(item: Check, read_data: bool) -> Checked:
     return Checked(item.tier, item.series, item.version, problems)
 
 
-def record(workspace: Workspace, checked: Iterable[Checked]) -> None:
-    """Write what was found into the catalog, so that damaged versions are made again and the next run goes on."""
-    found = {item.version: item.code for item in checked}
+def record(workspace: Workspace, checked: Iterable[Checked]) -> list[Checked]:
+    """Write what was found into the catalog, so that damaged versions are made again and the next run goes on.
+
+    Returns it as the catalog has it now: a version whose row went meanwhile (`gc`, `forget`) is not missing.
+    """
+    checked = list(checked)
     fault_point("verify.checked")
-    workspace.catalog.mark_checked(found)
+    # Rows go before files, so whose files are seen gone without damage has no row by now.
+    standing = workspace.catalog.standing(item.version for item in checked if item.code)
+    found = [_as_it_stands(item, standing) if item.code else item for item in checked]
+    workspace.catalog.mark_checked({item.version: item.code for item in found})
     fault_point("verify.recorded")
+    return found
+
+
+def _as_it_stands(item: Checked, standing: Mapping[str, bool]) -> Checked:
+    if item.version not in standing:
+        return replace(item, problems=(), current=False)
+    return replace(item, current=standing[item.version])

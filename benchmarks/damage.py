@@ -105,7 +105,7 @@ def swap_versions(one: Version, other: Version, _: np.random.Generator) -> tuple
 
 def stale(one: Version, _: Version, rng: np.random.Generator) -> tuple[set[Path], Undo]:
     """An older version of the series lies where the current one should, as after a restored backup."""
-    return {one.folder}, _swapped(one.folder, one.older)
+    return {one.folder, one.older}, _swapped(one.folder, one.older)  # both have rows, so both are named
 
 
 def extra(one: Version, _: Version, rng: np.random.Generator) -> tuple[set[Path], Undo]:
@@ -203,7 +203,7 @@ def verify_and_repair(place: Any, versions: list[Version], rng: np.random.Genera
         "verbs_named": len(named),
         "verbs_expected": len(codes) + 1,
         "repaired": mended.counts["repaired"],
-        "to_ingest_again": [problem.get("series")[:8] for problem in mended.problems],
+        "to_ingest_again": [problem.get("series", problem["version"])[:8] for problem in mended.problems],
         "damaged_after_repair": [problem["tier"] for problem in after.problems],
     }
 

@@ -196,7 +196,7 @@ def _pictures() -> list[dict[str, Any]]:
             "planes": [
                 {
                     "plane": plane,
-                    "picture": base64.b64encode(triptych(original, decoded, window, (256, 256))).decode(),
+                    "picture": base64.b64encode(triptych(original, decoded, window, (256, 256), 90.0)).decode(),
                 }
                 for plane in PLANES
             ],

@@ -47,7 +47,9 @@ def tell_outcome(outcome: Outcome, workspace: str) -> None:
     if outcome.quarantined:
         tell(QUARANTINED, "workspace", workspace, count=outcome.quarantined, **about)
     if outcome.damaged:
-        series = sorted({problem["series"] for problem in outcome.problems if "series" in problem})
+        series = sorted(
+            {problem["series"] for problem in outcome.problems if "series" in problem and problem.get("current", True)}
+        )
         tell(DAMAGED, "workspace", workspace, count=outcome.damaged, series=series[:MOST_SERIES], **about)
 
 

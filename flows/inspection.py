@@ -16,6 +16,62 @@ from flows.console import table
 
 RUNS, RUNS_SHOWN = "runs", 20
 _RUN = re.compile(r"\d{8}T")  # how a run's id begins; no pseudonym has a T
+_PLAIN = re.compile(r"[0-9a-fT-]{1,64}$")  # of what is asked for, only what can be no name of a person is said again
+ELSE = "voxbook inspect -w WS lists series and models, voxbook inspect -w WS runs the last runs"
+
+MODEL = {  # what is known of a model, in the words of people; figures are those of its training's measured sample
+    "model": "model",
+    "group": "group",
+    "preset": "preset",
+    "current": "current",
+    "created_at": "made",
+    "series": "series of the group",
+    "voxels": "voxels of the group",
+    "held_out_patients": "patients held out",
+    "psnr": "PSNR, dB",
+    "psnr_worst_decile": "PSNR of the worst tenth, dB",
+    "ssim": "SSIM",
+    "bits_per_voxel": "bits per voxel, entropy of the codes",
+    "codebook_use": "codebook use, in the slices measured after training",
+    "steps": "steps",
+    "seconds": "seconds",
+    "ended_by": "ended by",
+    "steps_skipped": "steps skipped",
+    "rollbacks": "rollbacks",
+}
+CERTIFICATE = {
+    "psnr": "PSNR, dB (999: exact)",
+    "ssim": "SSIM",
+    "peak": "range that PSNR and SSIM refer to",
+    "peak_low": "its low end",
+    "peak_high": "its high end",
+    "clipped": "values were clipped to it",
+    "mean_error": "mean absolute error",
+    "max_error": "largest absolute error",
+    "units": "units of the errors",
+    "perplexity": "codebook perplexity, level by level",
+    "codebook_use": "codebook use, share of codes that occur here",
+    "level_use": "codebook use, level by level",
+    "bits_per_voxel": "bits per voxel",
+    "ratio": "bytes of the voxels to bytes on disk, to 1",
+    "jpeg2000_psnr": "PSNR of JPEG 2000 at the same bytes, dB",
+    "codes_psnr_there": "PSNR of the codes on those slices, dB",
+    "passed": "passed the gate",
+    "reasons": "what the gate found",
+    "model": "model",
+    "levels": "levels of codes",
+    "profile": "profile",
+    "source_version": "version of the volume",
+    "voxels": "voxels",
+    "slices": "slices",
+    "checked_slices": "slices measured against the source",
+    "checked_voxels": "voxels measured against the source",
+    "sampled_by": "seed that chose the slices (none: all)",
+    "rung": "rung of the gate's ladder",
+    "rungs": "rungs tried",
+    "unlike": "unlike the training, 0 alike to 1, by codes",
+    "unlike_distances": "the same by distances of the latents",
+}
 
 
 def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
@@ -30,7 +86,10 @@ def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
     if item is not None and (item == RUNS or _RUN.match(item)):
         found = runs[-RUNS_SHOWN:] if item == RUNS else [run for run in runs if run.run.startswith(item)]
         if not found:
-            raise StoreError("NOT_FOUND", "no run begins like that", hint="voxbook inspect -w WS runs")
+            hint = "voxbook inspect -w WS runs shows the last of them"
+            raise StoreError(
+                "NOT_FOUND", f"no run begins with {item}" if _PLAIN.match(item) else "no such run", hint=hint
+            )
         return {"series": [], "models": [], "quarantine": [], "run": last, "runs": [run_entry(run) for run in found]}
     if item is None:
         rows, models = catalog.series(), catalog.models()
@@ -52,6 +111,7 @@ def describe(workspace: Workspace, item: str | None = None) -> dict[str, Any]:
                 "preset": row.preset,
                 "current": row.current,
                 "created_at": str(row.created_at),
+                "card": str(workspace.models / row.model / "README.md"),
                 **row.summary,
             }
             for row in models
@@ -127,14 +187,17 @@ def show(data: dict[str, Any]) -> None:
             "unlike",
         )
         table(columns, [_series_row(entry) for entry in data["series"]])
-    if data["models"]:
+    if data["models"] and not data["series"] and len(data["models"]) == 1:
+        _show_model(data["models"][0])
+    elif data["models"]:
         columns = ("model", "group", "preset", "current", "psnr")
         table(columns, [[_cell(entry.get(key), key) for key in columns] for entry in data["models"]])
     if data["quarantine"]:
         refused = [(entry["code"], entry["count"], REASONS[entry["code"]].hint) for entry in data["quarantine"]]
         table(("quarantine", "count", "what to do"), refused)
     if data.get("certificate"):
-        table(("certificate", "value"), [(key, _told(value)) for key, value in data["certificate"].items()])
+        told = [(CERTIFICATE.get(key, key), _told(value)) for key, value in data["certificate"].items()]
+        table(("certificate", "value"), told)
     if data.get("runs"):
         rows = [
             (run["run"], run["verb"], run["state"], run["started_at"], run["ended_at"] or "", _told(run["counts"]))
@@ -143,6 +206,14 @@ def show(data: dict[str, Any]) -> None:
         table(("run", "verb", "state", "started", "ended", "counts"), rows)
     if not data["series"] and not data["models"] and not data.get("runs"):
         sys.stdout.write("inspect: the workspace is empty\n")
+
+
+def _show_model(entry: dict[str, Any]) -> None:
+    told = [(words, _told(entry[key])) for key, words in MODEL.items() if entry.get(key) is not None]
+    table(("what", "value"), told)
+    if entry.get("held_out_patients") == 0:
+        sys.stdout.write("measured on patients of the training: too few to hold any out\n")
+    sys.stdout.write(f"card: {entry['card']}\n")  # outside the table, which would break the path
 
 
 def _series_row(entry: dict[str, Any]) -> list[Any]:
@@ -163,6 +234,8 @@ def _series_row(entry: dict[str, Any]) -> list[Any]:
 
 def _told(value: Any) -> str:
     """A figure, or several, as people read them."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, dict):
@@ -209,4 +282,16 @@ def _find(catalog: Answers, item: str) -> tuple[list[SeriesRow], list[Any]]:
             return [], [catalog.model(item)]
         except StoreError as model_error:
             several = [error for error in (series_error, model_error) if error.message.startswith("several")]
-            raise (several or [StoreError("NOT_FOUND", "no series or model begins like that")])[0] from None
+            raise (several or [_missing(item)])[0] from None
+
+
+def _missing(item: str) -> StoreError:
+    """What was asked for, if that may be said, and what else there is to ask."""
+    if item in REASONS:
+        hint = f"voxbook inspect -w WS {item} --reveal tells which files, on a terminal"
+        return StoreError("NOT_FOUND", f"{item} is a reason code: {REASONS[item].text}", hint=hint)
+    if re.fullmatch(r"\d+(\.\d*)+", item):
+        return StoreError("NOT_FOUND", "that is a UID, no pseudonym", hint="voxbook inspect -w WS --uid UID finds it")
+    if not _PLAIN.match(item):
+        return StoreError("NOT_FOUND", "names of series and models have digits 0 to 9 and a to f only", hint=ELSE)
+    return StoreError("NOT_FOUND", f"no series or model begins with {item}", hint=ELSE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def render(report: Mapping[str, Any]) -> str:
         workspace=report.get("workspace", ""),
         created=report.get("created", ""),
         run=report.get("run", ""),
-        verdict=verdict(report.get("summary", {}), report.get("last", [])),
+        verdict=verdict(report.get("summary", {}), report.get("last", []), report.get("groups", [])),
         summary=report.get("summary", {}),
         stages=report.get("stages", []),
         groups=report.get("groups", []),
@@ -99,8 +99,13 @@ def _short_number(value: Any) -> Any:
     return value
 
 
-def verdict(summary: Mapping[str, Any], last: Sequence[Mapping[str, Any]] = ()) -> Verdict:
-    """Did the night go well: worst news first. last: how each stage's latest run ended (tasks.report.last_outcomes)."""
+def verdict(
+    summary: Mapping[str, Any], last: Sequence[Mapping[str, Any]] = (), groups: Sequence[Mapping[str, Any]] = ()
+) -> Verdict:
+    """Did the night go well: worst news first. last: how each stage's latest run ended (tasks.report.last_outcomes).
+
+    groups: of each its `waiting` series and `current_model`: where there is none, encoding again does not help.
+    """
     total, encoded = summary.get("series", 0), summary.get("encoded", 0)
     below, refused = summary.get("quality_failed", 0), summary.get("quarantined", 0)
     waiting = summary.get("ingested", 0) + summary.get("stale", 0)
@@ -114,7 +119,9 @@ def verdict(summary: Mapping[str, Any], last: Sequence[Mapping[str, Any]] = ()) 
     running = [entry for entry in last if entry["state"] == "running"]
     parts += [f"{_ended(entry)}" for entry in failed]
     parts += [f"{entry['stage']} has not ended (run {entry['run']})" for entry in running]
-    detail = ", ".join(parts) + "."
+    bare = {group["group"]: group["waiting"] for group in groups if group.get("waiting") and not group["current_model"]}
+    modelless = sum(bare.values())
+    detail = ", ".join(parts) + "." + _without_model(bare, waiting)
     if damaged:
         return Verdict("bad", "The store needs repair.", detail)
     if failed:
@@ -125,7 +132,8 @@ def verdict(summary: Mapping[str, Any], last: Sequence[Mapping[str, Any]] = ()) 
     if below:
         return Verdict("bad", f"{count(below)} {'series misses' if below == 1 else 'series miss'} the gate.", detail)
     if waiting:
-        return Verdict("watch", f"{count(waiting)} series {'waits' if waiting == 1 else 'wait'} for encoding.", detail)
+        what = f": no model for {_some(bare)}" if modelless >= waiting else " for encoding"
+        return Verdict("watch", f"{count(waiting)} series {'waits' if waiting == 1 else 'wait'}{what}.", detail)
     if running:
         names = " and ".join(entry["stage"] for entry in running)
         return Verdict("watch", f"The last {names} has not ended, or was killed.", detail)
@@ -134,6 +142,22 @@ def verdict(summary: Mapping[str, Any], last: Sequence[Mapping[str, Any]] = ()) 
     if refused:
         return Verdict("watch", "All series encoded; some input was refused.", detail)
     return Verdict("good", "All series encoded.", detail)
+
+
+def _without_model(bare: Mapping[str, int], waiting: int) -> str:
+    """What to do about groups without a model; bare: waiting series of each."""
+    modelless = sum(bare.values())
+    if not modelless:
+        return ""
+    if modelless >= waiting:
+        return f" voxbook train makes the missing model{'s' if len(bare) > 1 else ''}, then voxbook encode."
+    has, it = ("has", "it") if modelless == 1 else ("have", "them" if len(bare) > 1 else "it")
+    return f" {count(modelless)} of them {has} no model ({_some(bare)}): voxbook train makes {it}, then voxbook encode."
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    first = sorted(names)
+    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")
 
 
 def _ended(entry: Mapping[str, Any]) -> str:

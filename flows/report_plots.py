@@ -19,6 +19,11 @@ METRICS = (
     ("bits_per_voxel_disk", "Bits per voxel on disk", "", None, True),
     ("unlike", "Unlike the training data", "bits", None, True),
 )
+NOTES = {
+    "unlike": "How far the series' codes are from those of the model's training (Jensen-Shannon divergence). 0: its codes "
+    "occur as often as in the training, 1: it shares none with it. A series far right is of a kind that the model has "
+    "not seen: look at its pictures before you trust its figures, and train with such series.",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot ready to draw. key: of the metric in a series' entry.
+    """A plot ready to draw. key: of the metric in a series' entry; note: what a reader should know of it.
 
     scale: low, high and the pixels that they are at; of x, and where there is one of y.
     """
@@ -59,6 +64,7 @@ class Plot:
     paths: dict[str, str] = field(default_factory=dict)
     unit: str = ""
     key: str = ""
+    note: str = ""
     scale: tuple[float, ...] = (0.0, 1.0, 0.0, 1.0)
 
 
@@ -82,7 +88,8 @@ def strip_plots(series: Sequence[Mapping], groups: Sequence[Mapping], settings: 
             for row, (name, entries) in enumerate(measured.items())
         )
         height = TOP + ROW * len(strips) + 34
-        plots.append(Plot(label, height, scale.ticks(), strips=strips, unit=unit, key=key, scale=scale.ends))
+        note = NOTES.get(key, "")
+        plots.append(Plot(label, height, scale.ticks(), strips=strips, unit=unit, key=key, note=note, scale=scale.ends))
     return tuple(plots)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from archive.errors import ConfigError
 from archive.settings import FILENAME, GroupSettings, Section, Settings
@@ -17,6 +18,48 @@ from archive.workspace import Workspace
 from flows.probe import Cost, cost_of, free_bytes
 from flows.survey import Found, Survey, look_at
 
+# What the file shows for settings that are none by default: a line that is legal once its # is gone.
+EXAMPLES: dict[str, Any] = {
+    "min_psnr": 35.0,
+    "min_ssim": 0.9,
+    "max_error": 50.0,
+    "downsample": [1, 8, 8],
+    "patch": [1, 128, 128],
+    "preset": "ct-2d",
+    "codebook_size": 1024,
+    "width": 96,
+    "code_dim": 16,
+    "levels": 2,
+    "steps": 20000,
+    "epochs": 100,
+    "batch_size": 16,
+    "patience": 10,
+    "validate_every": 500,
+    "balance_temperature": 0.5,
+    "temperature": 0.5,
+    "alpha": 0.8,
+    "mse": 20.0,
+    "l1": 1.0,
+    "ssim": 0.1,
+    "fsq_levels": [8, 5, 5, 5],
+    "rate_penalty": 0.1,
+    "normalize": False,
+    "attention": False,
+    "adversarial": 0.1,
+    "adversarial_after": 1000,
+    "threads": 4,
+    "workers": 4,
+    "queue": "gpu",
+    "account": "radiology",
+    "interface": "ib0",
+    "host": "10.0.0.1",
+    "scratch": "/scratch",
+    "database": "postgresql+psycopg://voxbook@localhost/voxbook",
+    "linkage": "postgresql+psycopg://voxbook@localhost/linkage",
+    "max_seconds": 3600.0,
+    "learning_rate": 0.001,
+    "balance": ["site"],
+}
 OCCUPIED_HINT = "edit it, give another folder with -w, or remove it first"
 
 
@@ -141,11 +184,20 @@ def summary(done: dict[str, Any]) -> tuple[list[str], list[tuple[Any, ...]], lis
             "choose another folder with -w, or make room."
         )
     said += [f"Suggestion: {text}." for text in done["suggestions"]]
-    if not done["groups"] and done["files"]:
+    if not done["groups"] and done["reasons"]:
         said.append(
             "No series was found that can be read: the reasons are below; check that SOURCE is the right folder."
         )
     return columns, rows, said
+
+
+def nothing_found(done: dict[str, Any]) -> str:
+    """Why there is no series, and what to do."""
+    if done["reasons"]:
+        return "Nothing was found there: look at the reasons above, or name another folder"
+    if not done["files"]:
+        return "Nothing was found there: it holds no file; check the path, or whether its disk is mounted"
+    return f"Nothing was found there: none of its {done['files']:,} files is an image; name another folder"
 
 
 def size(count: int | None) -> str:
@@ -171,7 +223,7 @@ def duration(seconds: float | None) -> str:
 def toml_text(sources: dict[str, str], survey: Survey, costs: dict[str, Cost], free: int) -> str:
     """A voxbook.toml with every setting: defaults commented out, each under its description."""
     lines = ["# voxbook.toml: what is not set here has the default shown. docs/configuration.md explains.", ""]
-    lines += _found(survey, costs, free)
+    lines += _found(survey, costs, free, looked=bool(sources))
     lines += ["", *_fields(Settings, only_plain=True), "", "[sources]"]
     lines += [f"{alias} = {json.dumps(path, ensure_ascii=False)}" for alias, path in sources.items()] or [
         '# ct = "/data/ct"'
@@ -183,8 +235,10 @@ def toml_text(sources: dict[str, str], survey: Survey, costs: dict[str, Cost], f
     return "\n".join(lines) + "\n"
 
 
-def _found(survey: Survey, costs: dict[str, Cost], free: int) -> list[str]:
-    """What was found, as comments."""
+def _found(survey: Survey, costs: dict[str, Cost], free: int, looked: bool) -> list[str]:
+    """What was found, as comments; looked: whether there was a source."""
+    if looked and not survey.files:
+        return ["# No file was found in the sources below: mend their paths, or put data there, before voxbook ingest."]
     if not survey.files:
         return ["# No source was looked at: voxbook init SOURCE -w WS does."]
     lines = [f"# Found in {survey.files:,} files ({size(survey.bytes)}); {size(free)} are free here:"]
@@ -219,7 +273,21 @@ def _fields(section: type[BaseModel], only_plain: bool = False) -> list[str]:
         default = field.get_default(call_default_factory=True)
         if isinstance(default, Section) or (only_plain and isinstance(default, dict)):
             continue
-        value = '""' if default is None else json.dumps(default) if default != {} else "{}"
+        shown = _example(section, name) if default is None else default
+        value = json.dumps(shown) if shown != {} else "{}"
         lines.append(f"# {field.description}")
-        lines.append(f"# {name} = {value}" + ("   # none by default" if default is None else ""))
+        lines.append(f"# {name} = {value}" + ("   # an example; none by default" if default is None else ""))
     return lines
+
+
+def _example(section: type[BaseModel], name: str) -> Any:
+    """A value that a setting may have: the one of EXAMPLES, else the first that the setting takes."""
+    tried = [EXAMPLES[name]] if name in EXAMPLES else []
+    kinds = get_args(section.model_fields[name].annotation)
+    tried += [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]  # of a Literal
+    tried += [True] if bool in kinds else []
+    for value in (*tried, 1, 0.5, [2, 2], [1, 8, 8], "name"):
+        with contextlib.suppress(ValidationError):
+            section.model_validate({name: value})
+            return value
+    return ""

@@ -35,7 +35,7 @@ def init(
 
     Example: voxbook init /data/archive -w ws
     """
-    from flows.setup import initialise, summary
+    from flows.setup import initialise, nothing_found, summary
     from tasks.progress import Step
 
     with console.progress_bars(quiet=as_json) as show:
@@ -57,7 +57,7 @@ def init(
         console.reasons(done["reasons"])
     sys.stdout.write(f"init: wrote {done['settings']}: {done['series']} series in {len(done['groups'])} groups\n")
     if sources and not done["series"]:
-        sys.stdout.write("Nothing was found there: look at the reasons above, or name another folder\n")
+        sys.stdout.write(f"{nothing_found(done)}\n")
         raise typer.Exit(console.NOTHING)
     sys.stdout.write("Next: read it, then voxbook ingest, train, encode with the same -w\n")
 

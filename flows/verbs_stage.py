@@ -233,7 +233,8 @@ def gc(
 
     Example: voxbook gc -w ws --keep 1 --dry-run
     """
-    _run("gc", as_json, workspace=str(workspace), keep=keep, dry_run=dry_run, settings=settings)
+    asked = -1 if keep is None else keep
+    _run("gc", as_json, workspace=str(workspace), keep=asked, dry_run=dry_run, settings=settings)
 
 
 def verify(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from archive.verify import Checked
+from flows.encode import NO_FILES
 from flows.parameters import Overrides, WorkspacePath
 from flows.recording import finish
 from flows.staged import stage_flow, staged
-from tasks.stage import Outcome, call
-from tasks.verify import verify_stores
+from tasks.stage import Outcome, Stage, call
+from tasks.verify import Verified, verify_stores
 
 NAMED = 10
 
@@ -44,41 +48,95 @@ def verify(
         limit = stage.settings.verify.max_seconds
         deadline = None if limit is None else time.time() + limit
         done = call(verify_stores, stage, deadline)
-        damaged = [item for item in done.checked if item.code == "DAMAGED"]
-        missing = [item for item in done.checked if item.code == "MISSING"]
-        problems = [
-            {"series": item.series, "tier": item.tier, "version": item.version, "code": item.code}
-            for item in damaged + missing
-        ]
-        undecodable = [row for row in stage.catalog.encodings(current_only=True) if row.model in done.broken_models]
-        problems += [
-            {"series": row.series, "tier": "model", "version": row.model, "code": done.broken_models[row.model]}
-            for row in undecodable
-        ]
+        versions = [_problem(item) for item in done.checked if item.code]
+        models = _model_problems(stage, done.models.broken)
+        # What no series points at, nobody reads: it is named, and neither fails a run nor counts as damage of it.
+        problems = [problem for problem in (*versions, *models) if problem["current"]]
+        idle = [problem for problem in versions if not problem["current"]]
+        unused = [problem for problem in models if not problem["current"]]
         expired = sum(row.expired for row in stage.catalog.certificates())
         stage.reasons.update(problem["code"] for problem in problems)
-        bad = _listed(sorted({problem["series"] for problem in problems}))
+        codes = Counter(problem["code"] for problem in problems)
+        left = done.planned - len(done.checked)
         return finish(
             Outcome(
                 verb="verify",
                 run=stage.run,
                 counts={
                     "checked": len(done.checked),
-                    "damaged": len(damaged) + len(undecodable),
-                    "missing": len(missing),
+                    "left": left,
+                    "damaged": codes["DAMAGED"],
+                    "missing": codes["MISSING"],
+                    "superseded_damaged": len(idle),
+                    "models_left": done.models.left,
                     "expired": expired,
                     "seconds": stage.seconds,
                 },
                 reasons=dict(stage.reasons),
-                sentence=f"verify: {len(done.checked)} versions checked, "
-                + (f"{len(problems)} damaged or missing, of series {bad}" if problems else "all whole")
+                sentence=_sentence(done, left, problems, idle, unused)
                 + (f", {expired} certificates expired" if expired else ""),
                 found=done.planned > 0,
                 damaged=len(problems),
-                problems=tuple(problems),
+                problems=(*problems, *idle, *unused),
             ),
             stage,
         )
+
+
+def _problem(item: Checked) -> dict[str, Any]:
+    return {
+        "series": item.series, "tier": item.tier, "version": item.version, "code": item.code, "current": item.current
+    }  # fmt: skip
+
+
+def _model_problems(stage: Stage, broken: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One for each series whose current codes a broken model made; one for the model itself where there is none."""
+    if not broken:
+        return []
+    found = []
+    named = defaultdict(list)
+    for codes in stage.catalog.encodings(current_only=True):
+        named[codes.model].append(codes.series)
+    for row in stage.catalog.models():
+        if row.model in broken:
+            about = {"tier": "model", "group": row.group, "version": row.model, "code": broken[row.model]}
+            series = named[row.model]
+            found += [{"series": name, **about, "current": True, "hint": NO_FILES} for name in series]
+            if not series:
+                found.append({**about, "current": row.current, "hint": NO_FILES})
+    return found
+
+
+def _sentence(
+    done: Verified,
+    left: int,
+    problems: list[dict[str, Any]],
+    idle: list[dict[str, Any]],
+    unused: list[dict[str, Any]],
+) -> str:
+    checked = f"{len(done.checked)} of {done.planned}" if left else str(len(done.checked))
+    words = [f"verify: {checked} versions checked"]
+    if left:
+        words.append(f"{left} left for the next run")
+    if done.models.left:
+        words.append(f"{done.models.left} models not read")
+    if problems:
+        series = sorted({problem["series"] for problem in problems if "series" in problem})
+        words.append(f"{len(problems)} damaged or missing" + (f", of series {_listed(series)}" if series else ""))
+    if idle:
+        words.append(f"{len(idle)} superseded ones damaged or missing (nobody reads them; voxbook gc removes them)")
+    if unused:
+        names = _listed(sorted(problem["version"][:12] for problem in unused))
+        words.append(f"models {names} damaged or missing (no current codes need them)")
+    if not (problems or idle or unused or left or done.models.left):
+        words.append("all whole")
+    elif not (problems or idle or unused) and done.checked:
+        words.append("no damage found")
+    lost = {problem["version"]: problem for problem in problems if problem["tier"] == "model"}
+    return ", ".join(words) + "".join(
+        f"; model {name[:12]} of {problem['group']} is damaged or gone: {problem['hint']}"
+        for name, problem in lost.items()
+    )
 
 
 def _listed(series: list[str]) -> str:

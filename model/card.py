@@ -13,6 +13,10 @@ from model.config import ModelConfig
 from model.source import Source
 from model.vqvae import VQVAE
 
+WORDS = {  # of the summary, where the key alone would not say what was counted
+    "codebook_use": "codebook use: share of codes that occur in the slices measured",
+    "entropy_bits_per_voxel": "bits per voxel: zero-order entropy of the codes",
+}
 INVENTS = {
     "adversarial": "an adversarial loss",
     "attention": "attention in the decoder",
@@ -23,7 +27,7 @@ def card(name: str, model: VQVAE, config: ModelConfig, summary: Mapping[str, Any
     """The card of a model as Markdown; summary: what to tabulate, in order."""
     z, y, x = config.downsample
     fixed = config.levels * (config.codebook_size - 1).bit_length() / (z * y * x)
-    facts = "\n".join(f"| {key.replace('_', ' ')} | {_said(value)} |" for key, value in summary.items())
+    facts = "\n".join(f"| {WORDS.get(key, key.replace('_', ' '))} | {_said(value)} |" for key, value in summary.items())
     return f"""# voxbook model {name[:12]}
 
 A VQ-VAE (preset `{config.preset}`, {config.dims}D) that turns medical images into codebook indices and back:
@@ -42,7 +46,9 @@ what a reader would need. The lossless volume tier is what counts.
 {facts}
 
 Measured as PSNR (peak 4,095 HU for CT after clipping to [-1024, 3071], 255 for 8 bits, else the 0.1 to 99.9 percentile
-range) and SSIM (window 7). Every encoded series carries a certificate of its own; this table only says what to expect.
+range) and SSIM (window 7). Use of the codebook grows with what is looked at: `metrics.jsonl` counts the training patches
+since its last line, this table the slices measured after training, a certificate one whole series. Every encoded series
+carries a certificate of its own; this table only says what to expect.
 Images unlike those of the training come out worse. The certificate says so: by its figures, and by `unlike` and
 `unlike_distances` (0: as in training, 1: nothing in common), for models that have tables of the entropy coder.
 

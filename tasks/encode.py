@@ -24,12 +24,14 @@ LASTING = {"NON_FINITE", "WORKER_KILLED"}  # as long as volume, model and settin
 class EncodeCounts:
     """Series by what became of them; series = encoded + failed + unchanged + refused + leased.
 
+    adopted: those of the unchanged that now point at codes that were there already.
     refused: tried before for the same codes and refused by a reason that lasts (LASTING), so not tried again.
     """
 
     series: int = 0
     encoded: int = 0
     unchanged: int = 0
+    adopted: int = 0
     refused: int = 0
     failed: int = 0
     below_gate: int = 0
@@ -104,8 +106,10 @@ def encode_group(
     encode, catalog = stage.settings.encode, stage.catalog
     wanted = replace(wanted_of(stage, model, any_model=any_model), again=names is not None)
     before, kept = catalog.count_refused(wanted)
+    adopted = 0
     if not beside:
-        catalog.adopt_encodings(group, model.model, wanted.settings_digest, names=names, any_model=any_model)
+        moved = catalog.adopt_encodings(group, model.model, wanted.settings_digest, names=names, any_model=any_model)
+        adopted = len(moved)
     there = catalog.count_series(names, group=group).get(group, 0)
     left, voxels = catalog.left_to_encode(wanted, names)
     refused = before if names is None else 0
@@ -135,7 +139,9 @@ def encode_group(
         done_series += len(records)
         text = f"{done_series} of {left} series"
         advance(f"encode {group}", done_voxels, max(voxels - skipped.voxels, done_voxels), "voxels", text)
-    return counts + EncodeCounts(series=there, unchanged=skipped.unchanged, refused=refused, leased=skipped.leased)
+    return counts + EncodeCounts(
+        series=there, unchanged=skipped.unchanged, adopted=adopted, refused=refused, leased=skipped.leased
+    )
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ from PIL import Image
 
 from archive.geometry import Geometry
 from archive.planes import Plane, planes_of
+from model.intensity import HU
 
 GAP = 6
 SIDE = 256  # pixels of the longer side of a panel
+THIN = 32  # pixels: a plane across the slices that is less high shows nothing
+TINY = 1e-6
 QUALITY = 90  # WebP: a page with 20 series in three planes and up to three windows stays under 15 MiB
 SLAB = 32  # slices in memory at once
 MOST_VOXELS = (
@@ -56,47 +60,61 @@ def windows_of(values: np.ndarray, modality: str) -> tuple[Window, ...]:
 
 
 def figures(original: Any, decoded: Any, modality: str) -> list[dict[str, Any]]:
-    """The middle of each plane under each window: [{"window", "planes": [{"plane", "every", "picture"}]}].
+    """The planes through the largest error, under each window: [{"window", "largest", "reach", "planes": [...]}].
 
-    original, decoded: StoredVolume and DecodedVolume of one series; picture: WebP in base64. Of a series over time the
-    middle time point is shown. every: planes across the slices show every so manyth of them, each as thick as that, so
-    that 20 large series do not take an hour to decode.
+    original, decoded: StoredVolume and DecodedVolume of one series. largest: that error, in units, of the slices that
+    are decoded (of CT clipped to the range that PSNR counts); where there is none, the middle planes are shown. reach:
+    the difference that is full black or white, of all windows alike. Each plane is {"plane", "slice" (from 1), "of",
+    "every", "picture"}; picture: WebP in base64. Of a series over time the middle time point is shown. every: planes
+    across the slices show every so manyth of them, each as thick as that, so that 20 large series do not take an hour
+    to decode; those that would be strips are left out.
     """
     geometry: Geometry = original.geometry
     planes = planes_of(geometry)
-    across = any(plane.axis for plane in planes.values())
-    shown = sampled(geometry.shape) if across else np.array([geometry.shape[0] // 2])
-    seen, given = _middles(original, planes, shown), _middles(decoded, planes, shown)
-    every = {name: math.ceil(geometry.shape[0] / len(shown)) if plane.axis else 1 for name, plane in planes.items()}
-    pairs = {name: (seen[name], given[name]) for name in planes}
     sizes = {name: _size(geometry, plane) for name, plane in planes.items()}
+    planes = {name: plane for name, plane in planes.items() if not plane.axis or min(sizes[name]) >= THIN} or planes
+    shown = sampled(geometry.shape)
+    before, after = _read(original, shown, modality), _read(decoded, shown, modality)
+    far = np.abs(after - before).max(-1)
+    largest = float(far.max())
+    place = np.unravel_index(far.argmax(), far.shape) if largest else [np.abs(shown - geometry.shape[0] // 2).argmin()]
+    at = (int(shown[place[0]]), *(map(int, place[1:]) if largest else (size // 2 for size in geometry.shape[1:])))
+    nearest = np.abs(np.arange(geometry.shape[0])[:, None] - shown).argmin(axis=1)
+    pairs = {
+        name: (_plane(before, plane, at, nearest), _plane(after, plane, at, nearest)) for name, plane in planes.items()
+    }
+    every = math.ceil(geometry.shape[0] / len(shown))
+    reach = _reach(pairs.values())
     colour = "c" in original.axes
     whole = np.concatenate([pair[0].ravel() for pair in pairs.values()])
     windows = (Window("8 bit", 0, 255),) if colour else windows_of(whole, modality)
     return [
         {
             "window": window.name,
+            "largest": largest,
+            "reach": reach,
             "planes": [
                 {
                     "plane": name,
-                    "every": every[name],
-                    "picture": base64.b64encode(triptych(*pairs[name], window, sizes[name])).decode(),
+                    "slice": at[plane.axis] + 1,
+                    "of": geometry.shape[plane.axis],
+                    "every": every if plane.axis else 1,
+                    "picture": base64.b64encode(triptych(*pairs[name], window, sizes[name], reach)).decode(),
                 }
-                for name in planes
+                for name, plane in planes.items()
             ],
         }
         for window in windows
     ]
 
 
-def triptych(original: np.ndarray, decoded: np.ndarray, window: Window, size: tuple[int, int]) -> bytes:
+def triptych(original: np.ndarray, decoded: np.ndarray, window: Window, size: tuple[int, int], reach: float) -> bytes:
     """WebP of original, decoded and difference, left to right, each `size` (width, height).
 
-    original, decoded: float32 [y, x], or [y, x, 3] for colour. The difference is grey where nothing differs; a tenth of
-    the window is full black or white.
+    original, decoded: float32 [y, x], or [y, x, 3] for colour. The difference is grey where nothing differs, and full
+    black or white where decoded is lower or higher by `reach`, in units.
     """
-    reach = (window.high - window.low) / 10
-    difference = Window("", -reach, reach).apply(decoded - original)
+    difference = Window("", -max(reach, TINY), max(reach, TINY)).apply(decoded - original)
     if difference.ndim == 3:
         difference = difference.mean(-1).astype(np.uint8)
     panels = [_rgb(window.apply(original)), _rgb(window.apply(decoded)), _rgb(difference)]
@@ -117,26 +135,29 @@ def sampled(shape: tuple[int, int, int]) -> np.ndarray:
     return np.unique(np.append(np.rint(np.linspace(0, depth - 1, count)).astype(int), depth // 2))
 
 
-def _middles(source: Any, planes: dict[str, Plane], shown: np.ndarray) -> dict[str, np.ndarray]:
-    """Values in units of the middle of each plane as a reader sees it: float32 [y, x] or [y, x, 3]; one pass over `shown`.
+def _read(source: Any, shown: np.ndarray, modality: str) -> np.ndarray:
+    """The slices `shown` of the middle time point in units, float32 [n, y, x, c], finite; CT within the range of HU."""
+    first = (source.shape[0] // 2 if source.axes.startswith("t") else 0) * source.geometry.shape[0]
+    parts = [source.slab_values(first + at, first + stop) for at, stop in _runs(shown)]  # [n, (c), y, x]
+    block = np.nan_to_num(np.concatenate(parts).astype(np.float32, copy=False), posinf=0, neginf=0)
+    block = np.clip(block, *HU) if modality == "CT" else block  # padding outside the scanner's circle is no error
+    return np.moveaxis(block, 1, -1) if "c" in source.axes else block[..., None]
 
-    A slice that is not read is shown as the nearest that is.
+
+def _plane(block: np.ndarray, plane: Plane, at: tuple[int, ...], nearest: np.ndarray) -> np.ndarray:
+    """The plane through the voxel `at` as a reader sees it: float32 [y, x] or [y, x, 3].
+
+    block: float32 [n, y, x, c]; nearest: int [z], which of the n slices stands for each.
     """
-    shape = source.geometry.shape
-    first = (source.shape[0] // 2 if source.axes.startswith("t") else 0) * shape[0]
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in planes}
-    for at, stop in _runs(shown):
-        slab = source.slab_values(first + at, first + stop)  # [n, (c), y, x]
-        slab = np.moveaxis(slab, 1, -1) if "c" in source.axes else slab[..., None]
-        for name, plane in planes.items():
-            if plane.axis:
-                parts[name].append(slab.take([shape[plane.axis] // 2], axis=plane.axis))
-            elif at <= shape[0] // 2 < stop:
-                parts[name].append(slab[shape[0] // 2 - at :][:1])
-    nearest = np.abs(np.arange(shape[0])[:, None] - shown).argmin(axis=1)
-    blocks = {name: np.concatenate(parts[name]) for name in planes}
-    laid = {name: plane.lay(blocks[name][nearest] if plane.axis else blocks[name]) for name, plane in planes.items()}
-    return {name: picture if picture.shape[-1] == 3 else picture[..., 0] for name, picture in laid.items()}
+    whole = block[nearest[at[0]]][None] if plane.axis == 0 else block.take([at[plane.axis]], axis=plane.axis)[nearest]
+    picture = plane.lay(whole)
+    return picture if picture.shape[-1] == 3 else picture[..., 0]
+
+
+def _reach(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The difference that 99.5 % of the pixels stay within, so that a few that are far off do not hide the others."""
+    far = np.concatenate([np.abs(after - before).ravel() for before, after in pairs])
+    return float(np.percentile(far, 99.5)) or float(far.max())
 
 
 def _runs(shown: np.ndarray) -> list[tuple[int, int]]:

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from archive.catalog_schema import CertificateRow, SeriesRow
 from archive.codes import StoredCodes
 from archive.errors import REASONS, VoxbookError
 from archive.volumes import StoredVolume
 from model.bundle import load
 from model.decoded import DecodedVolume
+from model.fidelity import worst_decile
 from tasks.figures import figures
 from tasks.report_changes import changes, last_report
 from tasks.stage import Stage, recorded
@@ -43,6 +42,7 @@ def gather(stage: Stage) -> dict[str, Any]:
     states = collections.Counter(row.state for row in rows)
     stored = [*stage.catalog.volumes_stored(), *stage.catalog.codes_stored()]
     damage = collections.Counter(version.damage for version in stored)
+    current = {row.group: row.model for row in stage.catalog.models() if row.current}
     gates = {name: stage.settings.gate_of(name).model_dump(exclude_none=True) for name in {row.group for row in rows}}
     report: dict[str, Any] = {
         "title": "voxbook report",
@@ -63,7 +63,7 @@ def gather(stage: Stage) -> dict[str, Any]:
         "stages": [_stage(run) for run in stage.catalog.runs() if run.ended_at and run.verb != "report"][-12:],
         "last": last_outcomes(stage.catalog.runs()),
         "groups": [
-            _group([row for row in rows if row.group == name], certificates, name, gates[name])
+            _group([row for row in rows if row.group == name], certificates, name, gates[name], current.get(name))
             for name in sorted(gates)
         ],
         "series": [_series(row, certificates.get(row.series)) for row in rows],
@@ -128,7 +128,9 @@ def _series(row: SeriesRow, certificate: CertificateRow | None) -> dict[str, Any
     }
 
 
-def _group(rows: list[SeriesRow], certificates: dict[str, CertificateRow], name: str, gate: dict) -> dict[str, Any]:
+def _group(
+    rows: list[SeriesRow], certificates: dict[str, CertificateRow], name: str, gate: dict, current: str | None
+) -> dict[str, Any]:
     data = [certificates[row.series].data for row in rows if row.series in certificates]
     bits = [entry["bits_per_voxel"] for entry in data]
     psnr = [entry["psnr"] for entry in data if entry["psnr"] is not None]
@@ -136,9 +138,11 @@ def _group(rows: list[SeriesRow], certificates: dict[str, CertificateRow], name:
         "group": name,
         "series": len(rows),
         "voxels": sum(row.voxels for row in rows),
+        "waiting": sum(row.state in ("ingested", "stale") for row in rows),
         "model": data[0]["model"] if data else None,
+        "current_model": current,
         "psnr_mean": _mean(psnr),
-        "psnr_worst_decile": float(np.percentile(psnr, 10)) if psnr else None,
+        "psnr_worst_decile": worst_decile(psnr) if psnr else None,
         "ssim_mean": _mean([entry["ssim"] for entry in data if entry["ssim"] is not None]),
         "bits_per_voxel_fixed": _mean([entry["fixed"] for entry in bits]),
         "bits_per_voxel_entropy": _mean([entry["entropy"] for entry in bits]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 
-from archive.errors import VoxbookError
+from archive.catalog_schema import ModelRow
 from archive.verify import Check, Checked, plan, record, verify_version
 from tasks.cluster import batches_by_size
 from tasks.progress import advance
@@ -18,12 +19,20 @@ BATCH_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
+class Models:
+    """Reason code by id of the models whose files are not what their id says; left: how many were not read."""
+
+    broken: dict[str, str] = field(default_factory=dict)
+    left: int = 0
+
+
+@dataclass(frozen=True)
 class Verified:
-    """How many versions were due, what was found, and the models whose files are not what their id says."""
+    """How many versions were due, what was found of them, and the models."""
 
     planned: int
     checked: tuple[Checked, ...]
-    broken_models: dict[str, str]
+    models: Models
 
 
 @recorded("verify-stores", "verify")
@@ -33,25 +42,37 @@ def verify_stores(stage: Stage, deadline: float | None) -> Verified:
     codes, volumes = (plan(stage.workspace, tier, settings.sample) for tier in ("codes", "volume"))
     # In turn, so that a short time does not go to one tier night after night.
     checks = [check for pair in zip_longest(codes, volumes) for check in pair if check is not None]
+    models = check_models(stage, settings.read_data, deadline)
     found = run_checks(stage, checks, settings.read_data, deadline)
-    return Verified(len(checks), tuple(found), broken_models(stage) if settings.read_data else {})
+    return Verified(len(checks), tuple(found), models)
 
 
-def broken_models(stage: Stage) -> dict[str, str]:
-    """Reason code by id of every model that current codes name and that cannot decode them any more."""
-    from model.bundle import load
+def check_models(stage: Stage, read_data: bool, deadline: float | None) -> Models:
+    """Look whether the files of every model are there; read_data: also hash them, in half of the time at most.
 
-    broken = {}
-    for name in sorted({row.model for row in stage.catalog.encodings(current_only=True)}):
-        try:
-            load(stage.workspace.models / name, name, device="cpu")
-        except VoxbookError as error:
-            broken[name] = "MISSING" if error.code == "MISSING" else "DAMAGED"
-    return broken
+    In any order, so that where time is short each has its turn some night.
+    """
+    from model.bundle import check
+
+    home, now = stage.workspace, time.time()
+    until = None if deadline is None else now + (deadline - now) / 2
+    rows: list[ModelRow] = stage.catalog.models()
+    broken = {row.model: "MISSING" for row in rows if not home.has_model(row.model)}
+    if not read_data:
+        return Models(broken)
+    unread = [row.model for row in rows]
+    random.shuffle(unread)
+    while unread and (until is None or time.time() <= until):
+        model = unread.pop()
+        broken.pop(model, None)
+        code = check(home.models / model)
+        if code:
+            broken[model] = code
+    return Models(broken, len(unread))
 
 
 def verify_versions(stage: Stage, tier: str, versions: Container[str | None], read_data: bool) -> list[Checked]:
-    """Check these current versions of one tier; those that are damaged or gone."""
+    """Check these versions of one tier; those that are damaged or gone."""
     checks = [check for check in plan(stage.workspace, tier) if check.version in versions]
     return [found for found in run_checks(stage, checks, read_data, None) if found.code]
 
@@ -61,9 +82,7 @@ def run_checks(stage: Stage, checks: Sequence[Check], read_data: bool, deadline:
     results: list[Checked] = []
     work = partial(verify_batch, read_data=read_data, deadline=deadline)
     for done in stage.cluster.run(work, batches_by_size(checks, _cost, BATCH_BYTES, stage.cluster.workers)):
-        found = done.result or []
-        record(stage.workspace, found)
-        results += found
+        results += record(stage.workspace, done.result or [])
         advance("verify", len(results), len(checks), "versions")
     return results
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -11,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from archive.errors import REASONS
-from archive.geometry import Geometry
 from archive.phantoms import phantom
 from flows.report_page import count, duration, number, render, verdict
-from tasks.figures import MOST_VOXELS, SOFT_TISSUE, Window, figures, sampled, triptych, windows_of
+from tasks.figures import SOFT_TISSUE, triptych
 from tasks.report import last_outcomes
 from tasks.report_changes import changes
 
@@ -69,7 +66,7 @@ def check(page: str) -> Checker:
 
 def pictures() -> list[dict[str, Any]]:
     original, decoded = (phantom("ct-chest", (3, 128, 128), (5.0, 3.0, 3.0), 1, repeat=repeat)[1] for repeat in (0, 1))
-    data = base64.b64encode(triptych(original, decoded, SOFT_TISSUE, (128, 128))).decode()
+    data = base64.b64encode(triptych(original, decoded, SOFT_TISSUE, (128, 128), 90.0)).decode()
     return [{"window": window, "planes": [{"plane": "axial", "picture": data}]} for window in ("soft tissue", "lung")]
 
 
@@ -241,6 +238,38 @@ def test_verdict_says_the_worst_first(summary: dict[str, int], tone: str, says: 
     assert found.tone == tone and says in f"{found.headline} {found.detail}"
 
 
+def waits(group: str, waiting: int, model: str | None) -> dict[str, Any]:
+    return {"group": group, "waiting": waiting, "current_model": model}
+
+
+@pytest.mark.parametrize(
+    ("groups", "headline", "detail"),
+    [
+        ([waits("ct", 5, "ab12")], "5 series wait for encoding.", "5 not encoded or stale."),
+        (
+            [waits("ct", 0, "ab12"), waits("mr", 3, None), waits("pt", 2, None)],
+            "5 series wait: no model for mr, pt.",
+            "voxbook train makes the missing models, then voxbook encode.",
+        ),
+        (
+            [waits("ct", 4, "ab12"), waits("mr", 1, None)],
+            "5 series wait for encoding.",
+            "1 of them has no model (mr): voxbook train makes it, then voxbook encode.",
+        ),
+    ],
+)
+def test_verdict_says_where_encoding_waits_for_a_model(groups: list, headline: str, detail: str) -> None:
+    found = verdict({"series": 9, "encoded": 4, "ingested": 5}, [], groups)
+    assert found.headline == headline and found.detail.endswith(detail)
+
+
+def test_the_plot_of_unlike_says_what_it_is() -> None:
+    data = report()
+    page = render(report(series=[{**entry, "unlike": 0.2} for entry in data["series"]]))
+    check(page)
+    assert "0: its codes occur as often as in the training" in page and "0: its codes occur" not in render(data)
+
+
 def ended(stage: str, state: str, why: str = "") -> dict[str, str]:
     return {"stage": stage, "run": "20261123T040000-ab12cd", "state": state, "why": why}
 
@@ -278,50 +307,6 @@ def test_words_for_figures() -> None:
     assert [number(value) for value in (0.12345, 3.14159, 98.21, 12345.6)] == ["0.123", "3.14", "98.2", "12\u202f346"]
     assert [duration(value) for value in (2.0, 361.2, 7260)] == ["2.0 s", "6 min 01 s", "2 h 01 min"]
     assert count(1_000_000) == "1\u202f000\u202f000"
-
-
-def test_windows_are_those_a_reader_would_choose() -> None:
-    lung = np.array([-800.0] * 10 + [40.0] * 90)
-    assert [window.name for window in windows_of(lung, "CT")] == ["soft tissue", "lung"]
-    assert [window.name for window in windows_of(np.array([900.0] * 5 + [40.0] * 95), "CT")] == ["soft tissue", "bone"]
-    (pet,) = windows_of(np.array([[0.0, 100.0]]), "PT")
-    assert pet.apply(np.array([0.0, 1e6])).tolist() == [255, 0]
-    (flat,) = windows_of(np.zeros(9), "MR")
-    assert flat.high > flat.low
-
-
-def test_triptych_is_original_decoded_and_difference_side_by_side() -> None:
-    original = phantom("ct-chest", (3, 128, 128), (5.0, 3.0, 3.0), 1)[1]
-    sheet = Image.open(io.BytesIO(triptych(original, original, SOFT_TISSUE, (128, 96))))
-    assert sheet.size == (3 * 128 + 12, 96)
-    pixels = np.asarray(sheet.convert("L")).astype(int)
-    assert np.abs(pixels[:, :124] - pixels[:, 134:258]).mean() < 3
-    assert np.abs(pixels[4:-4, 276:-4] - 128).max() <= 3  # no difference anywhere
-    colour = np.zeros((70, 50, 3), np.float32)
-    assert Image.open(io.BytesIO(triptych(colour, colour, Window("8 bit", 0, 255), (50, 70)))).mode == "RGB"
-
-
-def test_of_a_large_series_slices_at_a_distance_are_decoded_and_the_middle_one_among_them() -> None:
-    class Counting:
-        """A series [z, y, x] whose values are their z; counts what is read of it."""
-
-        axes, shape, geometry = "zyx", (900, 256, 256), Geometry.pixels((900, 256, 256))
-        read = 0
-
-        def slab_values(self, start: int, stop: int) -> np.ndarray:
-            self.read += stop - start
-            return np.broadcast_to(np.arange(start, stop, dtype=np.float32)[:, None, None], (stop - start, 256, 256))
-
-    original, decoded = Counting(), Counting()
-    (one,) = figures(original, decoded, "MR")
-    assert original.read == decoded.read <= MOST_VOXELS // 256**2 + 1 < 100
-    assert [(p["plane"], p["every"]) for p in one["planes"]] == [("axial", 1), ("coronal", 14), ("sagittal", 14)]
-    page = render(report(worst=[{**report()["series"][0], "figures": [one]}]))
-    assert "coronal (one slice in 14)" in page and "axial (one" not in page
-    assert 450 in sampled((900, 256, 256)) and sampled((60, 200, 200)).tolist() == list(range(60))
-    sheet = Image.open(io.BytesIO(base64.b64decode(one["planes"][1]["picture"]))).convert("L")
-    column = np.asarray(sheet)[:, 5].astype(int)  # feet to head: falls, without a gap
-    assert column[0] > 240 and column[-1] < 15 and np.diff(column).max() <= 3
 
 
 def test_changes_name_what_came_went_and_moved() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from archive.errors import ConfigError
 from archive.settings import Settings, parse
 from flows.probe import cost_of
-from flows.setup import duration, initialise, size, summary
+from flows.setup import duration, initialise, nothing_found, size, summary
 from flows.survey import look_at
 
 
@@ -82,15 +83,33 @@ def test_init_writes_settings_that_are_the_defaults_and_reads_them_back(archive_
     assert "volume_bytes" not in done["groups"][0]
 
 
-def test_every_line_that_init_comments_out_is_legal_where_it_has_a_value(archive_folder, tmp_path):
-    initialise(tmp_path / "ws", [archive_folder], timed=False)
-    lines = (tmp_path / "ws" / "voxbook.toml").read_text().splitlines()
-    start = lines.index("[gate]")
-    settable = [line.removeprefix("# ") for line in lines[start:] if line.startswith("# ") and " = " in line]
-    chosen = [line for line in settable if line.startswith(("read_data", "sample", "keep", "grace_seconds"))]
-    assert len(chosen) == 4
-    for line in chosen:
-        tomllib.loads(line)
+def test_every_line_that_init_comments_out_is_legal_once_its_sign_is_gone(tmp_path):
+    initialise(tmp_path / "ws", [])
+    table, tried = "", 0
+    for line in (tmp_path / "ws" / "voxbook.toml").read_text().splitlines():
+        bare = line.removeprefix("# ")
+        if re.match(r"\[[\w.]+\]", bare):
+            table = bare
+        elif line.startswith("# ") and re.match(r"\w+ = ", bare):
+            tried += 1
+            parse(tomllib.loads(f"{table}\n{bare}"))  # raises where the value is none that it may have
+    assert tried > 80
+
+
+def test_an_empty_folder_is_said_to_be_empty_and_nothing_else(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = initialise(tmp_path / "ws", [tmp_path / "empty"], timed=False)
+    text = (tmp_path / "ws" / "voxbook.toml").read_text()
+    assert "No source was looked at" not in text and "No file was found in the sources below" in text
+    assert "reasons" not in nothing_found(done) and "no file" in nothing_found(done)
+    assert not any("reasons" in said for said in summary(done)[2])
+    initialise(tmp_path / "bare", [])
+    assert "No source was looked at" in (tmp_path / "bare" / "voxbook.toml").read_text()
+
+
+@pytest.mark.parametrize(("files", "reasons", "said"), [(3, {}, "none of its 3 files"), (3, {"NOT_DICOM": 3}, "above")])
+def test_a_folder_without_images_says_why(files, reasons, said):
+    assert said in nothing_found({"files": files, "reasons": reasons})
 
 
 def test_what_is_said_counts_the_disk_and_names_what_was_not_timed(archive_folder, tmp_path, monkeypatch):
@@ -101,7 +120,7 @@ def test_what_is_said_counts_the_disk_and_names_what_was_not_timed(archive_folde
     assert [len(row) for row in rows] == [len(columns)] * 3
     assert any(text.startswith("DISK:") for text in said) and any("ct: not timed" in text for text in said)
     monkeypatch.undo()
-    none = {**done, "groups": [], "suggestions": []}
+    none = {**done, "groups": [], "suggestions": [], "reasons": {"NOT_DICOM": 1}}
     assert any("No series was found" in text for text in summary(none)[2])
 
 

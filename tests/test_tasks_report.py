@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,26 @@ def test_codebook_use_is_told_by_group_modality_and_level(written):
             assert found["perplexity"] and all(value >= 1 for value in found["perplexity"])
     assert "Perplexity by level" in page
     assert all(entry["state"] == "completed" for entry in data["last"]) and len(data["last"]) == 3
+
+
+def test_the_worst_tenth_is_that_of_the_model_card_the_mean_of_the_lowest():
+    rows = [SimpleNamespace(series=str(n), state="encoded", voxels=1, modality="CT") for n in range(20)]
+    bits = {"fixed": 1.0, "entropy": 1.0, "disk": 1.0}
+    rest = {"model": "m", "ssim": 0.9, "bits_per_voxel": bits, "ratio": 9.0, "passed": True}
+    rest |= {"perplexity": [], "codebook_use": 0.5}
+    found = {str(n): SimpleNamespace(data={**rest, "psnr": 30.0 + n}) for n in range(20)}
+    assert (
+        reporting._group(rows, found, "ct", {}, "m")["psnr_worst_decile"] == 30.5
+    )  # of 30 and 31; percentile 10: 31.9
+
+
+def test_groups_tell_how_many_series_wait_and_by_which_model():
+    rows = [
+        SimpleNamespace(series=state, state=state, voxels=1, modality="MR")
+        for state in ("ingested", "stale", "encoded", "quality_failed")
+    ]
+    assert reporting._group(rows, {}, "mr", {}, None)["waiting"] == 2
+    assert reporting._group(rows, {}, "mr", {}, "m")["current_model"] == "m"
 
 
 def test_a_series_that_is_gone_or_breaks_a_library_has_no_picture_and_the_others_have(written, monkeypatch, caplog):
