@@ -129,6 +129,8 @@ class Crashes:
             sys.stderr.write(f"{point}: {self.tally.kills[point]} kills, {self.tally.found.bad} bad so far\n")
 
     def _work_of(self, point: str) -> Any:
+        if point == "bundle.moved":
+            return self.drivers.train_over_broken
         if point.startswith(TRAINING):
             return self.drivers.train_once
         if point.startswith("catalog.promote"):

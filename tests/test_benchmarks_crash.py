@@ -33,7 +33,7 @@ def test_a_few_kills_lose_nothing():
     pytest.importorskip("skimage")
     command = [sys.executable, str(BENCHMARKS / "crash.py"), "--kills", "3", "--each", "1", "--series", "2"]
     done = subprocess.run(
-        [*command, "--no-server", "--no-workers", "--points", "commit.renamed", "train.published"],
+        [*command, "--no-server", "--no-workers", "--points", "commit.renamed", "train.published", "bundle.moved"],
         capture_output=True, text=True, timeout=600, check=False, cwd=HOME, env=open_path(),
     )  # fmt: skip
     assert done.stdout, done.stderr
@@ -41,8 +41,8 @@ def test_a_few_kills_lose_nothing():
     wrong = {name: found[name] for name in ("lost", "unreadable", "absent", "encoded_twice", "orphan_bytes", "stuck")}
     assert not any(wrong.values()), found["words"]
     assert found["random_kills"]["flow"] == 3
-    assert found["kills_at_points"] == {"commit.renamed": 1, "train.published": 1}
-    assert found["acknowledged"] >= 6 and found["checks"] == 3
+    assert found["kills_at_points"] == {"commit.renamed": 1, "train.published": 1, "bundle.moved": 1}
+    assert found["acknowledged"] >= 6 and found["checks"] == 4
 
 
 def test_the_checks_see_what_must_not_be(script, tmp_path):
