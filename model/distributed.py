@@ -7,8 +7,10 @@ anything is changed by them, so weights and codebooks stay equal bit for bit on 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ import torch.distributed
 from torch import Tensor
 
 from archive.errors import ConfigError
+
+LEAVE_SECONDS = 10  # a rank waits so long for the others before it leaves them
 
 
 def active() -> bool:
@@ -78,6 +82,9 @@ def leave() -> None:
     At exit it is late: a rank whose threads still look for the others when the interpreter goes is aborted.
     """
     if torch.distributed.is_initialized():
+        if torch.distributed.get_backend() == "gloo":
+            with contextlib.suppress(RuntimeError):  # another rank is gone: nobody to leave with
+                torch.distributed.monitored_barrier(timeout=timedelta(seconds=LEAVE_SECONDS))
         torch.distributed.destroy_process_group()
 
 

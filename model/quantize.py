@@ -16,8 +16,9 @@ from model.gradient import rotated, straight_through
 from model.kmeans import kmeans, nearest
 
 # Shares of the mean use: a code below the first is dead, and gets the second when it is revived. More, or it is dead again
-# before it has learned anything. Codes that have a price should differ in use, so only what is hardly used is revived.
-EVEN, PRICED = (0.5, 1.5), (0.03, 0.5)
+# before it has learned anything. Codes that have a price should differ in use, and those that learn by gradient take longer
+# than that: of these only what is hardly used is revived.
+EVEN, SPARING = (0.5, 1.5), (0.03, 0.5)
 RARE = 0.01  # of the mean use: what a code that never occurs is priced by
 
 
@@ -249,10 +250,6 @@ class Quantizer(nn.Module):
         """How often each code was chosen, on all ranks together."""
         return reduced(torch.bincount(index, minlength=self.size).to(dtype))
 
-    @property
-    def _life(self) -> tuple[float, float]:
-        return PRICED if self.rate_penalty else EVEN
-
     def _candidates(self, rows: Tensor, count: int) -> Tensor:
         """Rows for dead codes to start again from: rank 0's, on every rank."""
         return shared(rows[torch.randint(len(rows), (count,), device=rows.device)])
@@ -284,7 +281,7 @@ class ResidualQuantizer(Quantizer):
         self.sums[level].lerp_(sums, 1 - self.decay)
         # The mean of what is really used: that of the counts rises with every code that is revived, without end.
         mean = used.mean()
-        least, given = self._life
+        least, given = SPARING if self.rate_penalty else EVEN
         dead = self.counts[level] < least * mean
         if self.revive and dead.any():  # the sums too, else the old average overwrites the code at once (espnet #6284)
             chosen = self._candidates(rows, int(dead.sum()))
@@ -321,7 +318,7 @@ class LearnedQuantizer(Quantizer):
     def _prepare(self, level: int, rows: Tensor) -> None:
         # Before the codes are looked up: autograd does not allow them to change afterwards.
         mean = reduced(rows.new_tensor(float(len(rows)))) / self.size
-        least, given = self._life
+        least, given = SPARING
         dead = self.counts[level] < least * mean
         if self.revive and dead.any():
             self.codebooks[level][dead] = self._candidates(rows, int(dead.sum()))
