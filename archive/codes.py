@@ -28,6 +28,7 @@ from archive.bounded import Bounded
 from archive.codec import CodesCodec
 from archive.commit import Committed, commit, fault_point
 from archive.errors import InputError, StoreError
+from archive.folds import spans
 from archive.volumes import even, open_array, read_attributes
 
 FILL = 65535  # no legal code, so that a chunk that was never written shows
@@ -294,7 +295,9 @@ class StoredCodes:
 def _write(array: np.ndarray, attributes: dict[str, Any], folder: Path, codec: CodesCodec) -> None:
     """The version's folder: zarr.json, and shards (archive.shards), as Zarr v3 has them."""
     levels, *times, depth, rows, columns = array.shape
-    slab = even(depth, max(1, CHUNK_CODES // (levels * rows * columns)))
+    known = codec.known()
+    together = sum(1 for _ in spans(levels, known.folds if known else ()))  # most codes of folded levels are nothing
+    slab = even(depth, max(1, CHUNK_CODES // (together * rows * columns)))
     deep = min(math.ceil(depth / slab), SHARD_CHUNKS)
     wide = [min(length, max(1, SHARD_CHUNKS // deep)) for length in times]
     chunks = (levels, *(1 for _ in times), slab, rows, columns)

@@ -2,13 +2,18 @@
 
     depth u16, levels u8; per level: mode u8, bytes u32; crc32c of all that; per level: its bytes, crc32c
 
+Levels that are places of one finer grid (archive.folds) are coded as one, in the bytes of the first of them.
+
 The range coder is constriction's (Bamler 2022, 2201.01741). Every model that it is given consists of whole numbers
 that add up to 2 ** 24, so that its own arithmetic has nothing to round.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +22,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from archive import folds
 from archive.contexts import PASSES, Slab
 from archive.errors import StoreError
 from archive.integers import STEPS, frequencies, logarithm
@@ -26,7 +32,8 @@ from archive.tables import Tables
 Categorical = constriction.stream.model.Categorical
 RangeDecoder, RangeEncoder = constriction.stream.queue.RangeDecoder, constriction.stream.queue.RangeEncoder
 
-FIXED, OWN, PRIOR, CONTEXT = range(4)  # all codes alike; the slab's own histogram; the model's; by neighbours
+# All codes alike; the slab's own histogram; the model's; by neighbours; in the bytes of a level before.
+FIXED, OWN, PRIOR, CONTEXT, WITHIN = range(5)
 SMALLEST = 64  # codes of a slice from which on contexts are worth their time
 _HEAD, _LEVEL, _CRC = struct.Struct("<HB"), struct.Struct("<BL"), struct.Struct("<L")
 _QUARTER = STEPS // 4  # what a histogram's logarithms are rounded to
@@ -47,15 +54,34 @@ class Head:
         """Bytes to read for the first so many levels."""
         return self.size + sum(size + _CRC.size for size in self.sizes[:levels])
 
+    def spans(self, levels: int, tables: Tables | None) -> Iterator[tuple[int, int, int | None]]:
+        """As folds.spans, of what the first so many levels need. Raises StoreError DAMAGED."""
+        known = {first: number for first, _, number in folds.spans(len(self.modes), tables.folds if tables else ())}
+        level = 0
+        while level < levels:
+            inside = itertools.takewhile(lambda mode: mode == WITHIN, self.modes[level + 1 :])
+            count = 1 + sum(1 for _ in inside)
+            fold = math.isqrt(count)
+            if fold * fold != count or self.modes[level] == WITHIN:
+                raise StoreError("DAMAGED", "a chunk of codes of another shape")
+            yield level, fold, known.get(level)
+            level += count
+
 
 def encode(codes: np.ndarray, codebook_size: int, tables: Tables | None = None) -> bytes:
     """Bytes of codes uint16 [L, z, y, x], each below codebook_size; each level by the shortest of the modes."""
     levels, depth, rows, columns = codes.shape
-    found = []
-    for level in range(levels):
-        network = tables.networks[level] if tables is not None and rows * columns >= SMALLEST else None
+    found: list[tuple[int, bytes]] = []
+    coarser = None
+    for level, fold, number in folds.spans(levels, tables.folds if tables is not None else ()):
+        network = tables.networks[number] if tables is not None and number is not None else None
+        if rows * columns < SMALLEST:
+            network = None
         prior = tables.priors[level] if tables is not None else None
-        found.append(_shortest(codes[level], codes[level - 1] if level else None, codebook_size, prior, network))
+        plane = folds.folded(codes[level : level + fold * fold])
+        found.append(_shortest(plane, coarser, codebook_size, prior, network))
+        found += [(WITHIN, b"")] * (fold * fold - 1)
+        coarser = plane
     head = _HEAD.pack(depth, levels) + b"".join(_LEVEL.pack(mode, len(data)) for mode, data in found)
     return head + _crc(head) + b"".join(data + _crc(data) for _, data in found)
 
@@ -94,7 +120,8 @@ def decode(
     about = head(data)
     count, depth = levels or len(about.sizes), min(stop or about.depth, about.depth)
     found = np.empty((count, depth, *grid), np.uint16)
-    for level in range(count):
+    coarser = None
+    for level, fold, number in about.spans(count, tables):
         start = about.end(level)
         part = data[start : start + about.sizes[level]]
         if len(part) != about.sizes[level] or data[start + len(part) : about.end(level + 1)] != _crc(part):
@@ -102,14 +129,15 @@ def decode(
         mode = about.modes[level]
         if mode in (PRIOR, CONTEXT) and tables is None:
             raise StoreError("NO_TABLES")
-        if mode == CONTEXT and tables is not None:
-            found[level] = _by_context(
-                part, (depth, *grid), found[level - 1] if level else None, tables.networks[level]
-            )
+        rows, columns = grid[0] * fold, grid[1] * fold
+        if mode == CONTEXT and tables is not None and number is not None:
+            plane = _by_context(part, (depth, rows, columns), coarser, tables.networks[number])
         else:
             prior = tables.priors[level] if tables is not None else None
-            codes = _by_table(part, mode, about.depth * grid[0] * grid[1], codebook_size, prior)
-            found[level] = codes.reshape(about.depth, *grid)[:depth]
+            codes = _by_table(part, mode, about.depth * rows * columns, codebook_size, prior)
+            plane = codes.reshape(about.depth, rows, columns)[:depth]
+        found[level : level + fold * fold] = folds.unfolded(plane, fold)[: count - level]
+        coarser = plane
     return found
 
 
@@ -201,7 +229,7 @@ def _slabs(shape: tuple[int, ...], coarser: np.ndarray | None, network: Network)
     if coarser is None:
         return slab, None
     below = Slab(slab.shape, 0)
-    below.inside[:] = coarser
+    below.inside[:] = folds.refined(coarser, slab.shape)
     return slab, below
 
 

@@ -178,6 +178,11 @@ class TrainSettings(SizeSettings):
     start: Literal["data", "random"] | None = Field(
         None, description="Where codebooks start: k-means of latents, or random numbers, of which most are never used."
     )
+    corrections: int | None = Field(
+        None, ge=0, description="Scales in which wavelets of what the decoder leaves over are coded too; 0: none."
+    )
+    correction_step: float | None = Field(None, gt=0, le=2, description="Step of those, in the model's range of 2.")
+    correction_penalty: float | None = Field(None, ge=0, lt=1, description="How much the bits of those count.")
     jitter: float | None = Field(None, ge=0, lt=1, description="Largest change of intensities in half of the patches.")
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(None, description="Voxels z, y, x of a patch.")
     schedule: Literal["cosine", "constant"] | None = Field(None, description="How the learning rate goes on.")

@@ -36,24 +36,32 @@ class Tables:
     """What the coder of a model's codes knows before it sees any.
 
     name: sha256 hex of the file. priors: int32 [L, K], log2 of how often each code occurs, in 1/32 bits.
-    networks: one per level. distances: int64 [L, bins], how far training's latents lay from their codes
-    (model.unlike); None in tables that were fitted before that was kept.
+    folds: which levels are coded as one (archive.folds). networks: one per fold. distances: int64 [L, bins], how far
+    training's latents lay from their codes (model.unlike); None in tables that were fitted before that was kept.
     """
 
     name: str
     priors: np.ndarray
     networks: tuple[Network, ...]
     distances: np.ndarray | None = None
+    folds: tuple[int, ...] = ()
 
 
-def to_bytes(priors: np.ndarray, networks: tuple[Network, ...], distances: np.ndarray | None = None) -> bytes:
-    """The file's bytes, the same for the same tables."""
+def to_bytes(
+    priors: np.ndarray,
+    networks: tuple[Network, ...],
+    distances: np.ndarray | None = None,
+    folds: tuple[int, ...] = (),
+) -> bytes:
+    """The file's bytes, the same for the same tables; folds: none where every level is coded by itself."""
     parts: dict[str, np.ndarray] = {
         "format": np.frombuffer(FORMAT.encode(), np.uint8),
         "priors": priors.astype(np.int32),
     }
     if distances is not None:
         parts["distances"] = distances.astype(np.int64)
+    if set(folds) - {1}:
+        parts["folds"] = np.array(folds, np.int32)
     for level, network in enumerate(networks):
         for key, kind in _PARTS.items():
             parts[f"{level}.{key}"] = getattr(network, key).astype(kind)
@@ -70,13 +78,17 @@ def from_bytes(data: bytes) -> Tables:
         parts = parse(data)
         if parts["format"].tobytes() != FORMAT.encode():
             raise StoreError("SCHEMA", "tables of another format", hint="use the voxbook that wrote them")
-        networks = tuple(_network(parts, level) for level in range(len(parts["priors"])))
+        levels = len(parts["priors"])
+        folds = tuple(int(fold) for fold in parts.get("folds", np.ones(levels, np.int32)))
+        if min(folds, default=0) < 1 or sum(fold * fold for fold in folds) != levels:
+            raise ValueError("folds of other levels")
+        networks = tuple(_network(parts, number) for number in range(len(folds)))
         distances = parts.get("distances")
-        if distances is not None and (distances.ndim != 2 or len(distances) != len(networks)):
+        if distances is not None and (distances.ndim != 2 or len(distances) != levels):
             raise ValueError("distances of other levels")
     except (SafetensorError, KeyError, ValueError, IndexError) as error:
         raise StoreError("DAMAGED", f"a model's tables do not read ({type(error).__name__})") from None
-    tables = Tables(hashlib.sha256(data).hexdigest(), parts["priors"], networks, distances)
+    tables = Tables(hashlib.sha256(data).hexdigest(), parts["priors"], networks, distances, folds)
     return _known.setdefault(tables.name, tables)
 
 

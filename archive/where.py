@@ -42,7 +42,7 @@ FIELDS: dict[str, tuple[Kind, str]] = {
     "bits_per_voxel": ("number", "on disk, everything counted"),
     "entropy": ("number", "bits per voxel by the codes' zero-order entropy"),
     "ratio": ("number", "bytes of the stored values over bytes on disk"),
-    "codebook_use": ("number", "share of codes that occur, mean over levels"),
+    "codebook_use": ("number", "share of codes that occur, mean over codebooks"),
     "jpeg2000_psnr": ("number", "dB of JPEG 2000 at the same bytes"),
     "levels": ("number", "residual levels stored"),
     "rung": ("word", "codes, bounded or volume: what kept its gate"),

@@ -4,9 +4,10 @@
         --train ct-2d --train ct-2d,levels=4,codebook_size=256 --minutes 15 --out ../shared/fidelity-ct
     python benchmarks/fidelity.py ../shared/data --group ct --leave-out ct_lidc_chest --model WS/models/ID
 
-Each model gives one point per prefix of its levels. Our bytes: the zero-order entropy of the whole series' codes, level
-by level, plus 2 %. The codecs' bytes: bare codestreams of the slices compared, their common main header counted once
-(image_codecs.py). PSNR and SSIM of both on the same slices: all of a series, or evenly spread ones (`--slices`).
+Each model gives one point per prefix of its levels (of corrections: per scale). Our bytes: the zero-order entropy of
+the whole series' codes, level by level, plus 2 %. The codecs' bytes: bare codestreams of the slices compared, their
+common main header counted once (image_codecs.py). PSNR and SSIM of both on the same slices: all of a series, or evenly
+spread ones (`--slices`).
 Models given by --model must not have been trained on what is left out; nothing here can know that.
 Prints a table on stderr and one JSON line on stdout; --out keeps fidelity.json, fidelity.md and fidelity.png.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from configs import config_of
+from corrected import corrected
 from held_out import DEFAULT_LEFT, Split, opened
 from image_codecs import LEAST_SIDE, Codec, Point, at_rate, curves
 from scores import Scorer, machine, mean, spread, table
@@ -50,6 +52,8 @@ def main() -> None:
     parser.add_argument("--leave-out", action="append", default=[], metavar="FOLDER[/PATIENTS]")
     parser.add_argument("--model", action="append", default=[], type=Path, help="a bundle: models/<model id>")
     parser.add_argument("--train", action="append", default=[], metavar="PRESET[,KEY=VALUE…]")
+    parser.add_argument("--correct", action="append", default=[], type=float, metavar="STEP",
+                        help="every model also with corrections of this step: more rates for one training")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=15.0, help="of each training")
     parser.add_argument("--slices", type=int, default=16, help="compared per series; 0: all")
     parser.add_argument("--series", type=int, help="compared at most, evenly spread; none: all that are left out")
@@ -63,6 +67,7 @@ def main() -> None:
         if not models:
             wanted = arguments.train or [""]
             models = [trained(split, text, arguments.minutes, arguments.threads) for text in wanted]
+        models += [corrected(model, step, split) for model in models for step in arguments.correct]
         found = compare(split, models, arguments.slices or None, arguments.series)
     text = report(found)
     sys.stderr.write(text + "\n")
@@ -100,7 +105,8 @@ def compare(
         **machine("imagecodecs", "pylibjpeg-openjpeg", "pyjpegls", "scikit-image"),
         "group": split.group,
         "learned_from": sorted({split.names[name] for name in split.learn}),
-        "models": [{"preset": model.config.preset, "levels": model.config.levels,
+        "models": [{"preset": model.config.preset, "levels": model.config.code_levels,
+                    "correction_step": model.config.correction_step if model.config.corrections else None,
                     "codebook_size": model.config.codebook_size, "downsample": model.config.downsample,
                     "id": model.model_id} for model in models],
         "slices_per_series": slices or "all",
@@ -141,6 +147,8 @@ def our_points(model: VQVAE, source: Source, pictures: Sequence[Any], picks: Seq
     found, bits = [], 0.0
     for level, level_counts in enumerate(counts):
         bits += ON_DISK * entropy(level_counts) * int(level_counts.sum()) / voxels
+        if level + 1 not in model.config.stops:
+            continue
         decoded = as_source(decode_codes(model, codes, level + 1))
         scorer = Scorer(peak_of(source))
         for at, picture in zip(picks, pictures, strict=True):

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from configs import config_of
+from corrected import corrected
 from held_out import DEFAULT_LEFT, Split, opened
 from peers_model import Mark, Monai, OurAutoencoder, Trained, learn
 from scores import Contestant, judge, machine, mean, table
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="of the slices that encoding is timed on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--correct", action="append", default=[], type=float, metavar="STEP",
+                        help="ours also with corrections of this step, of the same training")  # fmt: skip
     parser.add_argument("--keep", type=Path, help="where models of ours are kept, for benchmarks/fidelity.py")
     parser.add_argument("--workspace", type=Path, help="where the data stay ingested; none: a temporary folder")
     arguments = parser.parse_args()
@@ -84,6 +87,11 @@ def race(split: Split, arguments: argparse.Namespace) -> dict[str, Any]:
             for minutes in sorted({*arguments.race, *arguments.minutes}):
                 model, steps = ours(split, config, settings, minutes, arguments.keep)
                 rows.append(judged(name, Trained(model), split, config, arguments.slices, minutes, steps))
+                for step in arguments.correct:
+                    finer = Trained(corrected(model, step, split))
+                    rows.append(
+                        judged(f"{name}, step {step:g}", finer, split, config, arguments.slices, minutes, steps)
+                    )
             speeds[name] = encode_speed(model.encode, model, config, arguments.side)
         elif name == "vqp":
             quantizers = compare_quantizers(split, config, arguments)
@@ -112,7 +120,7 @@ def fair(config: ModelConfig, contestants: list[str]) -> None:
     if config.dims != 2:
         raise SystemExit("this race is between 2D models: name a 2D preset")
     monai = any(name.startswith("monai") for name in contestants)
-    if monai and (config.levels != 1 or config.downsample != (1, 8, 8)):
+    if monai and (config.code_levels != 1 or config.downsample != (1, 8, 8)):
         raise SystemExit(
             "MONAI's VQVAE has one code per 8 x 8 cell, which is not as many bits: --preset PRESET,levels=1, or leave it out"
         )
@@ -190,7 +198,7 @@ def judged(
     """A contestant on every unseen series: means over them, and each."""
     found = [judge(contestant, volume, config.intensity, slices, split.names[series])
              for series, volume in split.unseen.items()]  # fmt: skip
-    counts = np.sum([one.counts for one in found], axis=0)
+    counts = np.sum([one.counts for one in found], axis=0)[: config.levels]  # of the codebooks
     return {
         "contestant": name,
         "minutes": round(minutes, 3),
@@ -245,6 +253,10 @@ def summary(rows: list[dict[str, Any]], speeds: dict[str, Any]) -> dict[str, Any
     found: dict[str, Any] = {}
     both = sorted(set(mine) & set(theirs))
     found["psnr_ahead"] = {f"{at:g}": round(mine[at]["psnr"] - theirs[at]["psnr"], 2) for at in both}
+    for row in rows:
+        if row["contestant"].startswith("ours, ") and row["minutes"] in both:
+            ahead = found.setdefault(f"psnr_ahead{row['contestant'].removeprefix('ours')}", {})
+            ahead[f"{row['minutes']:g}"] = round(row["psnr"] - theirs[row["minutes"]]["psnr"], 2)
     if theirs:
         last = theirs[max(theirs)]
         sooner = [at for at in sorted(mine) if mine[at]["psnr"] >= last["psnr"]]

@@ -58,7 +58,7 @@ def cost_of(found: Found, scratch: Path) -> Cost:
 
     config = resolve(found.preset)
     cell = config.downsample[0] * config.downsample[1] * config.downsample[2]
-    bits = config.levels * (config.codebook_size - 1).bit_length() / cell / config.channels
+    bits = config.code_levels * (config.codebook_size - 1).bit_length() / cell / config.channels
     code_bytes = int(found.voxels * bits / 8)
     workers = local_workers(gpu=True)
     plan = _to_time(found)

@@ -5,6 +5,8 @@ Off by default (`config.adversarial`). Esser 2021 (VQGAN, 2012.09841): hinge los
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,30 +64,33 @@ class Adversary:
         weighed: Tensor = weight * term
         return weighed if bool(torch.isfinite(weighed)) else None
 
-    def learn(self, batch: Tensor, reconstruction: Tensor) -> dict[str, float]:
-        """One step of the discriminator; its hinge loss and its mean judgement of either, empty before its time.
+    def learn(self, batches: Sequence[Tensor], reconstructions: Sequence[Tensor]) -> dict[str, float]:
+        """One step of the discriminator on all batches of a step together; its hinge loss and its mean judgement of images
+        and of reconstructions, empty before its time.
 
         A batch that gives anything not finite, on any rank, changes nothing.
         """
         if not self.active:
             return {}
-        with torch.autocast(batch.device.type, enabled=False):
-            real = self.critic(batch.float())
-            fake = self.critic(reconstruction.detach().float())
-            loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        told = torch.zeros(3, device=batches[0].device)
+        for batch, reconstruction in zip(batches, reconstructions, strict=True):
+            with torch.autocast(batch.device.type, enabled=False):
+                real = self.critic(batch.float())
+                fake = self.critic(reconstruction.detach().float())
+                part = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / len(batches)
+            part.backward()
+            told += torch.stack(
+                [part.detach(), real.detach().mean() / len(batches), fake.detach().mean() / len(batches)]
+            )
+        loss, images, others = told.unbind()
         parameters = list(self.critic.parameters())
         average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, CLIP)
-        if agreed(bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)), batch.device):
+        if agreed(bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)), told.device):
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return {
-            "adversary": float(loss.detach()),
-            "real": float(real.detach().mean()),
-            "fake": float(fake.detach().mean()),
-        }
+        return {"adversary": float(loss), "adversary_on_images": float(images), "adversary_on_decoded": float(others)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights and moments by name: tensors alone."""

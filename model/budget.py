@@ -31,7 +31,8 @@ class Budget:
         self.steps = min(limits, default=MOST_STEPS)
         self.by_clock = not limits
         # Kept back for the last measuring, the coder's tables, drawing and saving, which look at the clock themselves.
-        self.reserve = min(0.35 * seconds, 8.0 + 0.02 * seconds) + min(0.1 * seconds, 60.0)
+        pictures = 2 if config.corrections else 1  # corrections have more for the tables to learn
+        self.reserve = min(0.35 * seconds, 8.0 + 0.02 * seconds) + pictures * min(0.1 * seconds, 60.0)
 
     def elapsed(self) -> float:
         """Seconds spent on this training, earlier runs included."""

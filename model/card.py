@@ -26,14 +26,15 @@ INVENTS = {
 def card(name: str, model: VQVAE, config: ModelConfig, summary: Mapping[str, Any]) -> str:
     """The card of a model as Markdown; summary: what to tabulate, in order."""
     z, y, x = config.downsample
-    fixed = config.levels * (config.codebook_size - 1).bit_length() / (z * y * x)
+    fixed = config.code_levels * (config.codebook_size - 1).bit_length() / (z * y * x)
     facts = "\n".join(f"| {WORDS.get(key, key.replace('_', ' '))} | {_said(value)} |" for key, value in summary.items())
     return f"""# voxbook model {name[:12]}
 
 A VQ-VAE (preset `{config.preset}`, {config.dims}D) that turns medical images into codebook indices and back:
-{config.levels} codebook(s) of {config.codebook_size} codes for every cell of {z} x {y} x {x} voxels, {fixed:.3f} bits
-per voxel at fixed length. {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights; {model.encoder_kflop:.1f}
-thousand operations per voxel to encode, {model.decoder_kflop:.1f} to decode.
+{config.code_levels} level(s) of {config.codebook_size} codes for every cell of {z} x {y} x {x} voxels, {fixed:.3f} bits
+per voxel at fixed length.{_corrections(config)}
+{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights; {model.encoder_kflop:.1f} thousand operations per voxel
+to encode, {model.decoder_kflop:.1f} to decode.
 
 **Intended use**: research: machine learning on the codes, search, preview, cheap second copies.
 **Not a medical device, and not for diagnosis**: at these rates (50:1 and more) a decoded image may lack or alter
@@ -67,6 +68,13 @@ def data_summary(sources: Sequence[Source]) -> dict[str, Any]:
         "modalities": ", ".join(f"{name} ({count})" for name, count in sorted(modalities.items())),
         "spacing_zyx_mm": " x ".join(_span(a, b) for a, b in zip(low, high, strict=True)),
     }
+
+
+def _corrections(config: ModelConfig) -> str:
+    more = config.code_levels - config.levels
+    return (
+        f" {more} of the levels are corrections of step {config.correction_step:g}, mostly of nothing." if more else ""
+    )
 
 
 def _warning(config: ModelConfig) -> str:

@@ -33,8 +33,8 @@ class Certificate:
 
     psnr: dB over the voxels checked (999 where exact), peak `peak` after clipping to it where `clipped` (CT). ssim:
     mean over slices, window 7, the same range; None where slices are smaller than the window. mean_error, max_error:
-    absolute, in `units`, unclipped. perplexity: per level. codebook_use: share of codes that occur, mean over levels;
-    level_use: of each.
+    absolute, in `units`, unclipped. perplexity: per codebook. codebook_use: share of codes that occur, mean over
+    codebooks; level_use: of each.
     bits_per_voxel: fixed length, zero-order entropy, and bytes on disk with everything counted. ratio: bytes of the
     stored values over bytes on disk. jpeg2000_psnr and codes_psnr_there: of JPEG 2000 and of the codes on the same
     few slices at the same bytes; None where slices are too small or the bytes too few for it. reasons: codes of what
@@ -128,6 +128,7 @@ def certify(
                     theirs.add(a, after, peak)
                     ours.add(a, b, peak)
     counts = histogram(codes.array, codes.codebook_size)
+    learned = counts[: getattr(decoded, "codebooks", None)]  # of corrections, most codes are of nothing
     count = math.prod(source.shape)
     voxels = count // channels(source)
     bits = {
@@ -148,9 +149,9 @@ def certify(
         mean_error=measured.absolute / measured.count,
         max_error=measured.largest,
         units=source.units,
-        perplexity=tuple(perplexity(level) for level in counts),
-        codebook_use=float(np.mean([use(level) for level in counts])),
-        level_use=tuple(use(level) for level in counts),
+        perplexity=tuple(perplexity(level) for level in learned),
+        codebook_use=float(np.mean([use(level) for level in learned])),
+        level_use=tuple(use(level) for level in learned),
         bits_per_voxel=bits,
         ratio=count * source.dtype.itemsize / bytes_on_disk,
         jpeg2000_psnr=psnr(theirs.squares / theirs.count, peak.range) if theirs.count else None,

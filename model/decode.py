@@ -61,7 +61,7 @@ class Decoder:
         config = self.model.config
         fits = config.codebook_size == self.about.codebook_size and config.downsample == tuple(self.about.downsample)
         named = not self.model.model_id or self.about.model == self.model.model_id
-        if not fits or not named or self.about.levels > config.levels:
+        if not fits or not named or self.about.levels > config.code_levels:
             raise MismatchError("WRONG_MODEL", "the codes were made by another model")
 
     @property

@@ -63,6 +63,11 @@ class DecodedVolume:
         return self._decoder.frames * self.shape[-3]
 
     @property
+    def codebooks(self) -> int:
+        """Levels that are of codebooks; those after them are corrections."""
+        return self._decoder.model.config.levels
+
+    @property
     def together(self) -> int:
         """Neighbouring slices that cost as much to decode as one of them: so many make a full batch, or a window."""
         return 1 if self._bounded else self._decoder.together

@@ -16,6 +16,7 @@ from archive.errors import InputError, MismatchError
 from model import intensity
 from model.ahead import ahead
 from model.device import arithmetic, pick
+from model.quantize import Found
 from model.quick import quick
 from model.source import as_source, channels
 from model.tiling import batch_size
@@ -97,9 +98,9 @@ def encode_volumes(
     thread, and of those that wait for their batch to fill; 0 reads in this thread. An exception that belongs to one
     volume is its `error`; raises MismatchError WRONG_MODEL where the model has not so many levels.
     """
-    count = levels or model.config.levels
-    if not 1 <= count <= model.config.levels:
-        raise MismatchError("WRONG_MODEL", f"the model has {model.config.levels} levels, not {count}")
+    count = levels or model.config.code_levels
+    if not 1 <= count <= model.config.code_levels:
+        raise MismatchError("WRONG_MODEL", f"the model has {model.config.code_levels} levels, not {count}")
     model.eval()
     network = _Network(model, profile, count)
     windows: Iterator[_Piece] = _pieces(model, requests, count)
@@ -208,7 +209,7 @@ class _Network:
 
     def __init__(self, model: VQVAE, profile: str, levels: int) -> None:
         self.model, self.profile, self.levels = model, profile, levels
-        self.find = quick(model).find if profile == "fast" else model.find
+        self.find = self._quickly if profile == "fast" else model.find
 
     def batch(self, shape: tuple[int, ...]) -> int:
         """Windows [c, z, y, x] of this shape that go through together."""
@@ -233,6 +234,10 @@ class _Network:
                 work.left -= 1
                 if work.left == 0:
                     yield work.result(self.model, self.profile, model_id)
+
+    def _quickly(self, x: Tensor, levels: int) -> Found:
+        found = quick(self.model).find(x, min(levels, self.model.config.levels))
+        return self.model.corrected(found, x, levels)  # in float32: of what decoding will give
 
     def _found(self, voxels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Codes [B, L, z, y, x] of windows float32 [c, z, y, x], and the bins of their distances."""

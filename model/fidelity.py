@@ -86,7 +86,7 @@ def sample_fidelity(
     errors: dict[int, list[float]] = {}
     similar: dict[int, list[float]] = {}
     peaks: dict[int, Peak] = {}
-    counts = np.zeros((model.config.levels, model.config.codebook_size), np.int64)
+    counts = np.zeros((model.config.code_levels, model.config.codebook_size), np.int64)
     voxels, slices, longest = 0, 0, 0.0
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     for i, turn in turns:
@@ -126,7 +126,7 @@ def sample_fidelity(
         worst_decile(psnrs),
         float(np.mean(ssims)) if ssims else None,
         float(bits),
-        float(np.mean([use(level) for level in counts])),
+        float(np.mean([use(level) for level in counts[: model.config.levels]])),
         len(errors),
         slices,
         shown or planes[:1],

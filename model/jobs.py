@@ -87,7 +87,7 @@ def _encode_all(jobs: Sequence[EncodeJob]) -> Iterator[EncodeRecord]:
     first = jobs[0]
     model = load(first.models / first.model, first.model, device=first.device)  # kept per process
     # One setting for all groups, whose models have more levels or fewer.
-    levels = None if first.levels is None else min(first.levels, model.config.levels)
+    levels = None if first.levels is None else min(first.levels, model.config.code_levels)
     by_name = {job.series: job for job in jobs}
     requests = (Request(job.series, partial(_open, job), job.source_version, job.source_digest) for job in jobs)
     encoded = encode_volumes(
@@ -153,7 +153,9 @@ def _certified(model: VQVAE, job: EncodeJob, item: Encoded, stored: Future[tuple
             seed=f"{job.series} {job.source_version}",
         )
         counts = histogram(found.codes.array, found.codes.codebook_size)
-        score = unlike(counts, item.distances, tables.of_model(job.models, job.model))
+        own = model.config.levels  # corrections are mostly nothing, whatever the scanner
+        distances = None if item.distances is None else item.distances[:own]
+        score = unlike(counts[:own], distances, tables.of_model(job.models, job.model))
         certificate = replace(found.certificate, unlike=score.codes, unlike_distances=score.distances)
     except Exception as error:
         return _refused(job, error)

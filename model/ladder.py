@@ -60,7 +60,7 @@ def climb(
     try:
         best = look(first)
         asked = best.codes
-        if not best.certificate.passed and asked.levels < model.config.levels:
+        if not best.certificate.passed and asked.levels < model.config.code_levels:
             whole = encode_volume(
                 model,
                 volume,
@@ -69,7 +69,7 @@ def climb(
                 source_version=asked.source_version,
                 source_digest=asked.source_digest,
             )
-            for levels in range(asked.levels + 1, whole.levels + 1):
+            for levels in (stop for stop in model.config.stops if stop > asked.levels):
                 best = look(store(replace(whole, array=whole.array[:levels], levels=levels), None))
                 if best.certificate.passed:
                     break

@@ -45,6 +45,7 @@ class Learner:
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.optimiser = optimiser(self.model, config, self.half)
         self.adversary = Adversary(config).to(device) if config.adversarial else None
+        self.judged: dict[str, float] = {}  # what the adversary said of the last step, where it had a say
         self.counts = torch.zeros(config.levels, config.codebook_size, dtype=torch.int64, device=device)
         if compiled:
             self._compile()
@@ -71,7 +72,7 @@ class Learner:
         before = [tensor.clone() for tensor in self.model.quantizer.state_dict().values()]  # learned codes too
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        finite = True
+        finite, made = True, []
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 output: Output = self.model(batch, quantize)
@@ -82,6 +83,7 @@ class Learner:
             if self.adversary is not None and quantize:
                 term = self.adversary.generator_term(output, batch, self._last_weight(), step)
                 loss = loss if term is None else loss + term
+                made.append(output.reconstruction.detach())
             (loss / len(batches)).backward()
             total += output.loss.detach() / len(batches)
         mean = reduced(total) / world() if finite else total  # all ranks agree on `finite`
@@ -103,7 +105,7 @@ class Learner:
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
         if self.adversary is not None and quantize:
-            self.adversary.learn(batches[-1], output.reconstruction.detach())
+            self.judged = self.adversary.learn(batches, made)
         if quantize:
             for level in range(self.config.levels):
                 codes = output.codes[:, level].flatten()

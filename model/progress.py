@@ -37,8 +37,9 @@ class Record:
     def add(self, counts: np.ndarray, **metrics: Any) -> None:
         """Take in one line.
 
-        metrics: step, seconds, loss, l_rec, l_quant, psnr, rate, skipped, rollbacks, perplexity and use per level, and
-        held_out_psnr where there was a look. counts: int64 [L, K], how often each code was chosen.
+        metrics: step, seconds, loss, l_rec, l_quant, psnr, rate, skipped, rollbacks, perplexity and use per level,
+        held_out_psnr where there was a look, and adversary (its loss, its judgements) where there is one. counts: int64
+        [L, K], how often each code was chosen.
         """
         self.lines.append(metrics)
         with self.path.open("a") as file:
@@ -124,6 +125,9 @@ def draw(path: Path, lines: list[dict[str, Any]], found: Fidelity) -> None:
     loss, quality, codes = axes[0]
     for name in ("loss", "l_rec", "l_quant"):
         loss.plot(steps, [max(line[name], 1e-12) for line in lines], label=name, linewidth=1)
+    judged = [(line["step"], max(line["adversary"], 1e-12)) for line in lines if "adversary" in line]
+    if judged:
+        loss.plot(*zip(*judged, strict=True), label="adversary", linewidth=1)
     loss.set(title="loss", xlabel="step", yscale="log")
     loss.legend(fontsize=7)
     quality.plot(steps, [line["psnr"] for line in lines], linewidth=1)

@@ -28,7 +28,7 @@ class Quick:
             self.encoder = torch.compile(self.encoder, dynamic=False)
 
     def find(self, x: Tensor, levels: int | None = None) -> Found:
-        """As VQVAE.find, under the caller's autocast; the search is in float32."""
+        """The codebooks' part of VQVAE.find, under the caller's autocast; the search is in float32."""
         x = x.contiguous(memory_format=self.layout)
         try:
             latents = self.encoder(x)

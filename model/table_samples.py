@@ -48,7 +48,7 @@ def table_samples(
     voxels = np.array([float(source.slices * math.prod(source.shape[-2:])) for source in sources])
     wanted = min(MOST, max(LEAST, TIMES * voxels.sum() / cell))
     found: list[np.ndarray] = []
-    distances = np.zeros((model.config.levels, BINS), np.int64)
+    distances = np.zeros((model.config.code_levels, BINS), np.int64)
     total = 0
     while not found or (total < wanted and time.monotonic() < deadline):
         rng = np.random.default_rng([seed, 11, len(found)])

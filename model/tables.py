@@ -18,8 +18,11 @@ from torch.nn import functional as F
 
 from archive import tables
 from archive.contexts import NEIGHBOURS, PASSES, Slab
+from archive.folds import planes as planes_of
+from archive.folds import refined, spans
 from archive.integers import STEPS
 from archive.predictor import HEAD_BITS, INNER_BITS, ONE, Network
+from model.metrics import entropy
 from model.vqvae import VQVAE
 
 VECTOR = 8  # dimensions of a code as its neighbours see it
@@ -59,32 +62,38 @@ def fit(
     kept beside. The caller's random state is left as it was.
     """
     ends = time.monotonic() if deadline is None else deadline
-    began, levels = time.monotonic(), model.config.levels
+    began, levels, folds = time.monotonic(), model.config.code_levels, model.config.folds
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         networks, priors = [], []
-        for level in range(levels):
-            size = model.config.codebook_size
-            counts = np.sum([np.bincount(part[level].reshape(-1), minlength=size) for part in codes], axis=0)
-            priors.append(np.floor(STEPS * np.log2((counts + 0.5) / (counts.sum() + 0.5 * size))).astype(np.int32))
-            vectors = model.quantizer.table(level).detach().float().cpu().numpy()
-            samples = _samples(codes, level, size, np.random.default_rng(seed))
-            last = math.inf if deadline is None else began + (ends - began) * (level + 1) / levels
-            networks.append(_fit(samples, vectors, priors[-1], level > 0, steps, last))
-    return tables.to_bytes(np.stack(priors), tuple(networks), distances)
+        size = model.config.codebook_size
+        planes = [planes_of(part, folds) for part in codes]
+        often = [np.sum([np.bincount(part[number].reshape(-1), minlength=size) for part in planes], axis=0)
+                 for number in range(len(folds))]  # fmt: skip
+        bits = np.array([1 + entropy(counts) * counts.sum() for counts in often])
+        for number, (level, fold, _) in enumerate(spans(levels, folds)):
+            counts = often[number]
+            prior = np.floor(STEPS * np.log2((counts + 0.5) / (counts.sum() + 0.5 * size))).astype(np.int32)
+            priors += [prior] * (fold * fold)
+            vectors = model.table(level).detach().float().cpu().numpy()
+            samples = _samples(planes, number, size, np.random.default_rng(seed))
+            share = bits[: number + 1].sum() / bits.sum()  # of the time, as of what there is to save
+            last = math.inf if deadline is None else began + (ends - began) * share
+            networks.append(_fit(samples, vectors, prior, number > 0, steps, last))
+    return tables.to_bytes(np.stack(priors), tuple(networks), distances, folds)
 
 
-def _samples(codes: list[np.ndarray], level: int, size: int, rng: np.random.Generator) -> _Samples:
-    total = sum(part[level].size for part in codes)
+def _samples(planes: list[list[np.ndarray]], which: int, size: int, rng: np.random.Generator) -> _Samples:
+    total = sum(part[which].size for part in planes)
     share = min(1.0, CODES_MOST / total)
     found: list[list[list[np.ndarray]]] = [[[], [], []] for _ in PASSES]
-    for part in codes:
-        depth, rows, columns = part.shape[-3:]
+    for part in planes:
+        depth, rows, columns = part[which].shape
         slab = Slab((depth, rows, columns), size)
-        slab.inside[:] = part[level]
+        slab.inside[:] = part[which]
         below = Slab((depth, rows, columns), 0)
-        if level:
-            below.inside[:] = part[level - 1]
+        if which:
+            below.inside[:] = refined(part[which - 1], slab.shape)
         for z in range(depth):
             for number in range(len(PASSES)):
                 places = slab.places(z, number)
@@ -97,7 +106,7 @@ def _samples(codes: list[np.ndarray], level: int, size: int, rng: np.random.Gene
         [torch.from_numpy(np.concatenate(kind)).to(torch.int32 if index == 1 else torch.int64)
          for index, kind in enumerate(one)] for one in found
     ]  # fmt: skip
-    return _Samples([one[0] for one in parts], [one[1] for one in parts], [one[2] for one in parts] if level else None)
+    return _Samples([one[0] for one in parts], [one[1] for one in parts], [one[2] for one in parts] if which else None)
 
 
 def _fit(

@@ -162,6 +162,8 @@ class _Training:
         assert self.record is not None and self.drawing is not None
         best = self.early.best if self.early else {}
         model = self.learner.finished(best or self.learner.published())
+        ahead = (torch.from_numpy(self.sampler.batch(self.step + number)) for number in range(RESERVOIR_BATCHES))
+        model.price_corrections(ahead)
         found = sample_fidelity(model, self.judge, time.monotonic() + 0.4 * self.budget.left())
         shapes = self._test_pass(model)
         tables = self._tables(model)
@@ -258,6 +260,7 @@ class _Training:
             "rollbacks": self.guard.rollbacks,
             "perplexity": [round(perplexity(level), 1) for level in counts] if ready else [],
             "use": [round(use(level), 4) for level in counts] if ready else [],
+            **self.learner.judged,
         }
         if self.looked is not None:
             metrics["held_out_psnr"], self.looked = round(self.looked, 3), None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.corrections import Corrections
 from model.fsq import ScalarQuantizer
 from model.layers import (
     Attention,
@@ -62,6 +64,7 @@ class VQVAE(nn.Module):
         self.encoder = nn.Sequential(*_encoder(config))
         self.quantizer = _quantizer(config)
         self.decoder = nn.Sequential(*_decoder(config))
+        self.corrections = _corrections(config)
 
     @property
     def device(self) -> torch.device:
@@ -71,19 +74,27 @@ class VQVAE(nn.Module):
     @property
     def encoder_halo(self) -> tuple[int, ...]:
         """Voxels per axis that a code sees beyond its own cell."""
-        return reach(self.encoder, self.config.dims)
+        found = reach(self.encoder, self.config.dims)
+        if self.corrections is None:
+            return found
+        # Of what is left over around a place, through the decoder's codes, to the voxels that those look at.
+        back, more = reach_back(self.decoder, self.config.dims), self.corrections.reach
+        cell = self.config.axes(self.config.downsample)
+        return tuple(f + (b + 1) * d + more for f, b, d in zip(found, back, cell, strict=True))
 
     @property
     def decoder_halo(self) -> tuple[int, ...]:
         """Codes per axis that a voxel depends on beyond its own cell."""
-        return reach_back(self.decoder, self.config.dims)
+        found = reach_back(self.decoder, self.config.dims)
+        return found if self.corrections is None else tuple(max(f, self.corrections.reach_back) for f in found)
 
     @property
     def encoder_kflop(self) -> float:
-        """Thousand floating point operations per voxel to encode, the search included."""
+        """Thousand floating point operations per voxel to encode, the search included; and to decode, for corrections."""
         cell = _product(self.config.downsample)
         search = self.config.levels * self.quantizer.operations / cell
-        return (operations(self.encoder, cell) + search) / 1000
+        own = (operations(self.encoder, cell) + search) / 1000
+        return own if self.corrections is None else own + self.decoder_kflop
 
     @property
     def decoder_kflop(self) -> float:
@@ -98,11 +109,47 @@ class VQVAE(nn.Module):
 
     def find(self, x: Tensor, levels: int | None = None) -> Found:
         """Codes of [B, C, *size], and how far the latents lie from them; raises InputError NON_FINITE."""
-        return self.quantizer.find(self.encoder(x), levels)
+        return self.corrected(self.quantizer.find(self.encoder(x), self._own(levels)), x, levels)
+
+    def corrected(self, found: Found, x: Tensor, levels: int | None = None) -> Found:
+        """The codebooks' codes of [B, C, *size], and after them the corrections' that `levels` asks for."""
+        count = (levels or self.config.code_levels) - self.config.levels
+        if self.corrections is None or count <= 0:
+            return found
+        more = self.corrections.find(self.rest(found.codes, x), count)
+        return Found(torch.cat([found.codes, more.codes], 1), torch.cat([found.squares, more.squares], 1))
+
+    def rest(self, codes: Tensor, x: Tensor) -> Tensor:
+        """What the decoder leaves over of [B, C, *size], float32, given the codebooks' codes."""
+        with torch.autocast(x.device.type, enabled=False):
+            return x.float() - self.decoder(self.quantizer.decode(codes))
+
+    @torch.inference_mode()
+    def price_corrections(self, batches: Iterable[Tensor]) -> None:
+        """Learn what the corrections' codes cost from pictures [B, C, *size]; nothing where the model has none."""
+        if self.corrections is not None:
+            placed = (batch.to(self.device) for batch in batches)
+            self.corrections.learn(self.rest(self.encode(batch, self.config.levels), batch) for batch in placed)
+
+    def table(self, level: int) -> Tensor:
+        """What the codes of a level stand for, float32 [K, d]: places in latent space, or of wavelets."""
+        own = self.config.levels
+        if level < own:
+            return self.quantizer.table(level)
+        assert self.corrections is not None  # else there is no such level
+        return self.corrections.table(level - own)
 
     def decode(self, codes: Tensor, levels: int | None = None) -> Tensor:
         """[B, C, *size] float of codes [B, L, *grid]; levels: use only the first so many."""
-        return self.decoder(self.quantizer.decode(codes if levels is None else codes[:, :levels]))
+        codes = codes if levels is None else codes[:, :levels]
+        own = self.config.levels
+        picture = self.decoder(self.quantizer.decode(codes[:, :own]))
+        if self.corrections is None or codes.shape[1] <= own:
+            return picture
+        return picture + self.corrections.picture(codes[:, own:])
+
+    def _own(self, levels: int | None) -> int | None:
+        return None if levels is None else min(levels, self.config.levels)
 
     def forward(self, x: Tensor, quantize: bool = True) -> Output:
         """A training pass; quantize False leaves the codebooks out (the first steps of training)."""
@@ -181,6 +228,15 @@ def _quantizer(config: ModelConfig) -> Quantizer:
         normalize=config.normalize,
         revive=config.revive,
         from_data=config.start == "data",
+    )
+
+
+def _corrections(config: ModelConfig) -> Corrections | None:
+    if not config.corrections:
+        return None
+    scales = config.downsample[1].bit_length() - 1
+    return Corrections(
+        scales, config.corrections, config.codebook_size, config.correction_step, config.correction_penalty
     )
 
 

@@ -53,6 +53,7 @@ def test_the_race_trains_and_judges_every_contestant(script, split):
     pytest.importorskip("vector_quantize_pytorch")
     torch.set_num_threads(1)
     arguments = argparse.Namespace(
+        correct=[0.3],
         keep=None,
         contestants=["ours", "monai", "monai-tuned", "vqp"], race=[0.02], minutes=[0.01], preset="tiny",
         steps=12, slices=2, threads=1, seed=0, side=64,
@@ -60,12 +61,14 @@ def test_the_race_trains_and_judges_every_contestant(script, split):
     race = script("train")
     found = race.race(split, arguments)
     taken = [(row["contestant"], row["minutes"]) for row in found["results"]]
-    assert taken == [("ours", 0.01), ("ours", 0.02), ("monai", 0.01), ("monai-tuned", 0.01)]
-    assert set(found["summary"]["psnr_ahead"]) == {"0.01"}
+    fine = [("ours, step 0.3", 0.01), ("ours, step 0.3", 0.02)]
+    assert taken == [("ours", 0.01), fine[0], ("ours", 0.02), fine[1], ("monai", 0.01), ("monai-tuned", 0.01)]
+    assert set(found["summary"]["psnr_ahead"]) == set(found["summary"]["psnr_ahead, step 0.3"]) == {"0.01"}
     for row in found["results"]:
         assert 0 < row["psnr"] < 60
-        assert row["fixed"] == pytest.approx(6 / 64)  # K = 64 for every cell of 8 x 8
-        assert 0 <= row["entropy"] <= row["fixed"]
+        levels = 23 if "step" in row["contestant"] else 1
+        assert row["fixed"] == pytest.approx(levels * 6 / 64)  # K = 64 for every cell of 8 x 8
+        assert 0 <= row["entropy"] <= row["fixed"] and len(row["use"]) == 1
     assert set(found["encode_voxels_per_second"]) == {"ours", "monai"}
     assert found["summary"]["encode_ratio"]["float32"] > 0
     assert found["quantizers"]["ours"]["steps"] == found["quantizers"]["vqp"]["steps"] == 12

@@ -17,9 +17,10 @@ from model.train import train
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def test_a_model_trained_on_the_gpu_codes_alike_on_both(tmp_path):
+@pytest.mark.parametrize("corrections", [0, 3])
+def test_a_model_trained_on_the_gpu_codes_alike_on_both(tmp_path, corrections: int):
     volumes = {name: ct_volume((8, 96, 96), seed=seed) for seed, name in enumerate("abcd")}
-    config = resolve("tiny", TrainSettings(steps=100), intensity="hu")
+    config = resolve("tiny", TrainSettings(steps=100, corrections=corrections), intensity="hu")
     result = train(volumes, {name: name for name in volumes}, config, TrainSettings(device="cuda"), tmp_path, 60.0)
     fresh = ct_volume((8, 96, 96), seed=9)
     there = encode_volume(load(result.folder, result.model, device="cuda"), fresh)

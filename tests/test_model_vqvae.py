@@ -35,7 +35,7 @@ def test_every_preset_builds_and_keeps_the_size(preset: str) -> None:
     with torch.inference_mode():
         codes = model.encode(x)
         grid = [size // d for size, d in zip(config.patch, config.downsample, strict=True)]
-        assert codes.shape == (1, config.levels, *config.axes((grid[0], grid[1], grid[2])))
+        assert codes.shape == (1, config.code_levels, *config.axes((grid[0], grid[1], grid[2])))
         assert model.decode(codes).shape == x.shape
         assert model.decode(codes, levels=1).shape == x.shape
 

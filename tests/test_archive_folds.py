@@ -1,0 +1,78 @@
+"""Levels that are places of one finer grid: seen as that grid and back, and coded as one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_archive_entropy import SIZE, network, smooth
+
+from archive import entropy, folds, tables
+from archive.errors import StoreError
+
+FOLDS = (1, 1, 2, 4)
+
+
+def levels(grid: tuple[int, int, int], count: int = 22, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, SIZE, (count, *grid)).astype(np.uint16)
+
+
+def folding() -> tables.Tables:
+    priors = np.random.default_rng(3).integers(-400, 0, (22, SIZE))
+    networks = tuple(network(number, coarser=number > 0) for number in range(len(FOLDS)))
+    return tables.from_bytes(tables.to_bytes(priors, networks, None, FOLDS))
+
+
+def test_places_of_a_cell_are_neighbours_and_come_back() -> None:
+    codes = levels((3, 5, 7), 16)
+    plane = folds.folded(codes)
+    assert plane.shape == (3, 20, 28)
+    for place in range(16):
+        assert np.array_equal(plane[:, place // 4 :: 4, place % 4 :: 4], codes[place])
+    assert np.array_equal(folds.unfolded(plane, 4), codes)
+    coarse = codes[0]
+    assert np.array_equal(folds.refined(coarse, plane.shape)[:, 2::4, 3::4], coarse)
+    assert folds.refined(coarse, coarse.shape) is coarse
+
+
+def test_spans_are_whole_folds_and_single_levels_for_the_rest() -> None:
+    assert list(folds.spans(22, FOLDS)) == [(0, 1, 0), (1, 1, 1), (2, 2, 2), (6, 4, 3)]
+    assert list(folds.spans(4, FOLDS)) == [(0, 1, 0), (1, 1, 1), (2, 1, None), (3, 1, None)]
+    assert list(folds.spans(2, ())) == [(0, 1, None), (1, 1, None)]
+    assert [part.shape for part in folds.planes(levels((2, 3, 4), 7), FOLDS)] == [(2, 3, 4), (2, 3, 4), (2, 6, 8)]
+
+
+@pytest.mark.parametrize("grid", [(3, 9, 8), (2, 3, 3), (1, 12, 11)])
+@pytest.mark.parametrize("count", [22, 9, 6, 2])
+def test_folded_levels_are_coded_as_one_and_read_by_any_prefix(grid: tuple[int, int, int], count: int) -> None:
+    have = folding()
+    codes = levels(grid, count)
+    codes[0] = smooth((1, *grid))[0]
+    codes[2:] = np.where(np.random.default_rng(1).random(codes[2:].shape) < 0.95, 0, codes[2:])
+    coded = entropy.encode(codes, SIZE, have)
+    about = entropy.head(coded)
+    within = [level for level, mode in enumerate(about.modes) if mode == entropy.WITHIN]
+    assert within == {22: [3, 4, 5, *range(7, 22)], 9: [3, 4, 5], 6: [3, 4, 5], 2: []}[count]
+    for stop in range(1, count + 1):
+        prefix = coded[: about.end(stop)]
+        for deep in (1, grid[0]):
+            found = entropy.decode(prefix, grid[1:], SIZE, have, stop, deep)
+            np.testing.assert_array_equal(found, codes[:stop, :deep])
+
+
+def test_a_head_whose_folds_are_no_squares_is_damage() -> None:
+    have = folding()
+    coded = entropy.encode(levels((1, 9, 9), 6), SIZE, have)
+    for modes in ([1, 1, 1, 4, 4, 1], [4, 1, 1, 1, 1, 1]):
+        head = entropy._HEAD.pack(1, 6) + b"".join(entropy._LEVEL.pack(mode, 0) for mode in modes)
+        broken = head + entropy._crc(head) + coded[len(head) + 4 :]
+        with pytest.raises(StoreError) as caught:
+            entropy.decode(broken, (9, 9), SIZE, have)
+        assert caught.value.code == "DAMAGED"
+
+
+def test_folds_that_are_not_of_the_levels_are_damage() -> None:
+    good = folding()
+    for wrong in ((1, 1, 2, 2), (1, 1, 0, 4), (5,)):
+        with pytest.raises(StoreError) as caught:
+            tables.from_bytes(tables.to_bytes(good.priors, good.networks, None, wrong))
+        assert caught.value.code == "DAMAGED"
