@@ -54,9 +54,9 @@ class Head:
         """Bytes to read for the first so many levels."""
         return self.size + sum(size + _CRC.size for size in self.sizes[:levels])
 
-    def spans(self, levels: int, tables: Tables | None) -> Iterator[tuple[int, int, int | None]]:
-        """As folds.spans, of what the first so many levels need. Raises StoreError DAMAGED."""
-        known = {first: number for first, _, number in folds.spans(len(self.modes), tables.folds if tables else ())}
+    def spans(self, levels: int) -> Iterator[tuple[int, int]]:
+        """(first level, fold) of what is coded as one, as far as the first so many levels need it. Raises StoreError
+        DAMAGED."""
         level = 0
         while level < levels:
             inside = itertools.takewhile(lambda mode: mode == WITHIN, self.modes[level + 1 :])
@@ -64,7 +64,7 @@ class Head:
             fold = math.isqrt(count)
             if fold * fold != count or self.modes[level] == WITHIN:
                 raise StoreError("DAMAGED", "a chunk of codes of another shape")
-            yield level, fold, known.get(level)
+            yield level, fold
             level += count
 
 
@@ -77,10 +77,14 @@ def encode(codes: np.ndarray, codebook_size: int, tables: Tables | None = None) 
         network = tables.networks[number] if tables is not None and number is not None else None
         if rows * columns < SMALLEST:
             network = None
-        prior = tables.priors[level] if tables is not None else None
-        plane = folds.folded(codes[level : level + fold * fold])
-        found.append(_shortest(plane, coarser, codebook_size, prior, network))
-        found += [(WITHIN, b"")] * (fold * fold - 1)
+        part = codes[level : level + fold * fold]
+        priors = tables.priors[level : level + fold * fold] if tables is not None else [None] * len(part)
+        plane = folds.folded(part)
+        together = [_shortest(plane, coarser, codebook_size, priors[0], network), *[(WITHIN, b"")] * (len(part) - 1)]
+        if len(part) > 1 and sum(map(_ideal, part)) / 8 < len(together[0][1]):  # places may differ more than neighbours
+            apart = [_shortest(one, None, codebook_size, prior, None) for one, prior in zip(part, priors, strict=True)]
+            together = min(together, apart, key=lambda way: sum(len(data) for _, data in way))
+        found += together
         coarser = plane
     head = _HEAD.pack(depth, levels) + b"".join(_LEVEL.pack(mode, len(data)) for mode, data in found)
     return head + _crc(head) + b"".join(data + _crc(data) for _, data in found)
@@ -120,8 +124,8 @@ def decode(
     about = head(data)
     count, depth = levels or len(about.sizes), min(stop or about.depth, about.depth)
     found = np.empty((count, depth, *grid), np.uint16)
-    coarser = None
-    for level, fold, number in about.spans(count, tables):
+    plan = list(folds.spans(len(about.sizes), tables.folds if tables is not None else ()))
+    for level, fold in about.spans(count):
         start = about.end(level)
         part = data[start : start + about.sizes[level]]
         if len(part) != about.sizes[level] or data[start + len(part) : about.end(level + 1)] != _crc(part):
@@ -130,14 +134,18 @@ def decode(
         if mode in (PRIOR, CONTEXT) and tables is None:
             raise StoreError("NO_TABLES")
         rows, columns = grid[0] * fold, grid[1] * fold
-        if mode == CONTEXT and tables is not None and number is not None:
+        if mode == CONTEXT and tables is not None:
+            if (level, fold) not in [(first, wide) for first, wide, number in plan if number is not None]:
+                raise StoreError("DAMAGED", "a chunk of codes of another shape")
+            number = next(at for at, (first, _, _) in enumerate(plan) if first == level)
+            before = plan[number - 1][0] if number else level
+            coarser = folds.folded(found[before:level]) if number else None
             plane = _by_context(part, (depth, rows, columns), coarser, tables.networks[number])
         else:
             prior = tables.priors[level] if tables is not None else None
             codes = _by_table(part, mode, about.depth * rows * columns, codebook_size, prior)
             plane = codes.reshape(about.depth, rows, columns)[:depth]
         found[level : level + fold * fold] = folds.unfolded(plane, fold)[: count - level]
-        coarser = plane
     return found
 
 
@@ -150,8 +158,7 @@ def _shortest(
     made: list[tuple[int, bytes]] = []
     if network is not None:
         made.append((CONTEXT, _context(codes, coarser, network)))
-    own = counts[counts > 0] / len(flat)
-    if -len(flat) * (own * np.log2(own)).sum() / 8 < min([len(data) for _, data in made] + [bits / 8]):
+    if _ideal(flat) / 8 < min([len(data) for _, data in made] + [bits / 8]):
         histogram = np.where(counts, 1 + logarithm(np.maximum(counts, 1)) // _QUARTER, 0).astype(np.uint8)
         packed = Zstd(level=9).encode(histogram)
         made.append((OWN, _CRC.pack(len(packed)) + packed + _coded(flat, _of(histogram))))
@@ -160,6 +167,13 @@ def _shortest(
     if min([len(data) for _, data in made], default=bits) > bits / 8:
         made.append((FIXED, _coded(flat, np.zeros(size))))
     return min(made, key=lambda item: len(item[1]))
+
+
+def _ideal(codes: np.ndarray) -> float:
+    """Bits of codes by their own histogram, without it."""
+    counts = np.bincount(codes.reshape(-1))
+    share = counts[counts > 0] / codes.size
+    return float(-codes.size * (share * np.log2(share)).sum())
 
 
 def _by_table(data: bytes, mode: int, count: int, size: int, prior: np.ndarray | None) -> np.ndarray:

@@ -80,7 +80,7 @@ def from_bytes(data: bytes) -> Tables:
             raise StoreError("SCHEMA", "tables of another format", hint="use the voxbook that wrote them")
         levels = len(parts["priors"])
         folds = tuple(int(fold) for fold in parts.get("folds", np.ones(levels, np.int32)))
-        if min(folds, default=0) < 1 or sum(fold * fold for fold in folds) != levels:
+        if min(folds, default=0) < 1 or sorted(folds) != list(folds) or sum(fold * fold for fold in folds) != levels:
             raise ValueError("folds of other levels")
         networks = tuple(_network(parts, number) for number in range(len(folds)))
         distances = parts.get("distances")

@@ -59,6 +59,20 @@ def test_folded_levels_are_coded_as_one_and_read_by_any_prefix(grid: tuple[int, 
             np.testing.assert_array_equal(found, codes[:stop, :deep])
 
 
+def test_places_that_differ_are_coded_apart() -> None:
+    """A decoder that draws a pattern leaves the same over at the same place of every cell."""
+    have = folding()
+    rng = np.random.default_rng(0)
+    codes = levels((3, 24, 24))
+    codes[2:6] = (np.arange(4) * 11)[:, None, None, None] + (rng.random((4, 3, 24, 24)) < 0.02)
+    codes[6:] = np.where(rng.random(codes[6:].shape) < 0.99, 0, codes[6:])
+    coded = entropy.encode(codes, SIZE, have)
+    modes = entropy.head(coded).modes
+    assert entropy.WITHIN not in modes[2:6] and modes[7:] == (entropy.WITHIN,) * 15
+    for stop in (3, 6, 22):
+        np.testing.assert_array_equal(entropy.decode(coded, (24, 24), SIZE, have, stop), codes[:stop])
+
+
 def test_a_head_whose_folds_are_no_squares_is_damage() -> None:
     have = folding()
     coded = entropy.encode(levels((1, 9, 9), 6), SIZE, have)
@@ -72,7 +86,7 @@ def test_a_head_whose_folds_are_no_squares_is_damage() -> None:
 
 def test_folds_that_are_not_of_the_levels_are_damage() -> None:
     good = folding()
-    for wrong in ((1, 1, 2, 2), (1, 1, 0, 4), (5,)):
+    for wrong in ((1, 1, 2, 2), (1, 1, 0, 4), (5,), (1, 1, 4, 2)):
         with pytest.raises(StoreError) as caught:
             tables.from_bytes(tables.to_bytes(good.priors, good.networks, None, wrong))
         assert caught.value.code == "DAMAGED"

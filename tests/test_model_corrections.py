@@ -260,7 +260,7 @@ def test_a_gate_that_fails_climbs_scale_by_scale(tmp_path: Path, monkeypatch: py
 def test_a_training_prices_its_corrections_and_the_store_keeps_all_of_them(tmp_path: Path) -> None:
     volumes = {f"s{i}": volume("zyx", (4, 48, 48)) for i in range(3)}
     settings = TrainSettings(
-        steps=12, corrections=2, correction_step=0.6, correction_penalty=0.2, levels=1, codebook_size=343, threads=1
+        steps=12, corrections=2, correction_step=1.5, correction_penalty=0.2, levels=1, codebook_size=343, threads=1
     )
     config = resolve("tiny", settings, channels=1, intensity="robust")
     result = train(volumes, {}, config, settings, tmp_path / "run", 60.0, models=tmp_path / "models")
