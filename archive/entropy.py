@@ -135,9 +135,9 @@ def decode(
             raise StoreError("NO_TABLES")
         rows, columns = grid[0] * fold, grid[1] * fold
         if mode == CONTEXT and tables is not None:
-            if (level, fold) not in [(first, wide) for first, wide, number in plan if number is not None]:
+            number = next((number for first, wide, number in plan if (first, wide) == (level, fold)), None)
+            if number is None:
                 raise StoreError("DAMAGED", "a chunk of codes of another shape")
-            number = next(at for at, (first, _, _) in enumerate(plan) if first == level)
             before = plan[number - 1][0] if number else level
             coarser = folds.folded(found[before:level]) if number else None
             plane = _by_context(part, (depth, rows, columns), coarser, tables.networks[number])

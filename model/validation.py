@@ -64,7 +64,8 @@ class EarlyStop:
             model.eval()
             for batch in self.batches:
                 placed = batch.to(learner.device)
-                errors.append(float((model.decode(model.encode(placed)).float() - placed).square().mean()))
+                codes = model.encode(placed, self.config.levels)  # corrections hide what the network does not do
+                errors.append(float((model.decode(codes).float() - placed).square().mean()))
         found = decided(psnr(sum(errors) / len(errors), 2.0), learner.device)
         if found > self.best_psnr:
             self.best_psnr, self.best_step, self.waited = found, step, 0
