@@ -24,12 +24,12 @@ import zarr
 
 from archive import bounded as bounded_layer
 from archive import entropy, shards, tables
+from archive.arrays import even, open_array, read_attributes
 from archive.bounded import Bounded
 from archive.codec import CodesCodec
 from archive.commit import Committed, commit, fault_point
 from archive.errors import InputError, StoreError
 from archive.folds import spans
-from archive.volumes import even, open_array, read_attributes
 
 FILL = 65535  # no legal code, so that a chunk that was never written shows
 FORMAT = 3

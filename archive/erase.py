@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import delete, select, update
 
-from archive import linkage as originals
+from archive import linkage_tables as originals
 from archive.catalog_engine import reading, rewrite, wipe_log, writing
 from archive.catalog_queries import parts
 from archive.catalog_schema import STATES

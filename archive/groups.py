@@ -85,7 +85,7 @@ def _move(catalog: Catalog, found: Mapping[str, str], digest: str) -> None:
 
 def _group_of(workspace: Workspace, row: SeriesRow) -> str | None:
     """None where that cannot be told."""
-    from archive.volumes import read_attributes  # zarr takes half a second to import
+    from archive.arrays import read_attributes  # zarr takes half a second to import
 
     groups = workspace.settings.groups
     known: dict[str, Any] = {"modality": row.modality}

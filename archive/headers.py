@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,74 +10,13 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
-from archive import elements, frames, mosaic, part10
+from archive import acquisition, elements, frames, mosaic, part10
+from archive.acquisition import ALLOWED, terms
 from archive.errors import InputError
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """An acquisition key that a Volume may carry: a number within bounds, or one of some terms; never free text."""
-
-    keyword: str
-    low: float = 0.0
-    high: float = 1e9
-    terms: frozenset[str] = frozenset()
-
-
-def _terms(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Defined terms of Body Part Examined (PS3.16 annex L) that single-word archives use.
-BODY_PARTS = _terms(
-    "ABDOMEN ABDOMENPELVIS ANKLE AORTA ARM AXILLA BACK BLADDER BRAIN BREAST BRONCHUS BUTTOCK CALCANEUS CALF CAROTID "
-    "CEREBELLUM CERVIX CHEEK CHEST CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS CLAVICLE COCCYX COLON CORNEA CORONARYARTERY "
-    "CSPINE CTSPINE DUODENUM EAR ELBOW ESOPHAGUS EXTREMITY EYE EYELID FACE FEMUR FINGER FOOT FOREARM GALLBLADDER HAND "
-    "HEAD HEADNECK HEART HIP HUMERUS IAC ILEUM ILIUM JAW JEJUNUM KIDNEY KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG MAXILLA "
-    "MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE ORBIT OVARY PANCREAS PAROTID PATELLA "
-    "PELVIS PENIS PHARYNX PROSTATE RECTUM RIB SACRUM SCALP SCAPULA SCROTUM SELLA SHOULDER SIJOINT SINUS SKULL SPINE "
-    "SPLEEN SSPINE STERNUM STOMACH SUBMANDIBULAR TESTIS THIGH THYMUS THYROID TIBIAFIBULA TLSPINE TMJ TOE TONGUE "
-    "TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY WRIST ZYGOMA"
-)
-MANUFACTURERS = ("SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "HITACHI", "FUJI", "SHIMADZU", "BRUKER", "UIH", "NEUSOFT")
-
-ALLOWED: dict[str, Allowed] = {
-    "echo_time_ms": Allowed("EchoTime"),
-    "repetition_time_ms": Allowed("RepetitionTime"),
-    "inversion_time_ms": Allowed("InversionTime"),
-    "flip_angle_deg": Allowed("FlipAngle", high=360),
-    "echo_train_length": Allowed("EchoTrainLength"),
-    "magnetic_field_t": Allowed("MagneticFieldStrength", high=50),
-    "pixel_bandwidth_hz": Allowed("PixelBandwidth"),
-    "slice_thickness_mm": Allowed("SliceThickness", high=1e4),
-    "slice_gap_mm": Allowed("SpacingBetweenSlices", low=-1e4, high=1e4),
-    "kvp": Allowed("KVP", high=1e4),
-    "monoenergetic_kev": Allowed("MonoenergeticEnergyEquivalent", high=1e4),
-    "tube_current_ma": Allowed("XRayTubeCurrent"),
-    "exposure_mas": Allowed("Exposure"),
-    "gantry_tilt_deg": Allowed("GantryDetectorTilt", low=-90, high=90),
-    "reconstruction_diameter_mm": Allowed("ReconstructionDiameter", high=1e4),
-    "pitch": Allowed("SpiralPitchFactor", high=100),
-    "body_part": Allowed("BodyPartExamined", terms=BODY_PARTS),
-    "patient_position": Allowed("PatientPosition", terms=_terms("HFP HFS HFDR HFDL FFDR FFDL FFP FFS LFP LFS RFP RFS")),
-    "laterality": Allowed("Laterality", terms=_terms("L R B U")),
-    "scanning_sequence": Allowed("ScanningSequence", terms=_terms("SE IR GR EP RM")),
-    "sequence_variant": Allowed("SequenceVariant", terms=_terms("SK MTC SS TRSS SP MP OSP TOF NONE")),
-    "mr_acquisition": Allowed("MRAcquisitionType", terms=_terms("2D 3D")),
-    "manufacturer": Allowed("Manufacturer", terms=frozenset((*MANUFACTURERS, "GE", "OTHER"))),
-    "decay_correction": Allowed("DecayCorrection", terms=_terms("NONE START ADMIN")),
-    "decay_factor": Allowed("DecayFactor"),
-    "frame_duration_ms": Allowed("ActualFrameDuration", low=1),  # 0 says that it is not known
-    # of pictures: a pseudonym of the folder's name, archive/pictures.py
-    "class": Allowed("", terms=frozenset({"16 hex"})),
-    # measured over the series, archive/suv.py
-    "suv_factor": Allowed(""),
-    "suv_missing": Allowed("", terms=_terms("UNITS NOT_CORRECTED DECAY WEIGHT DOSE HALF_LIFE TIMES")),
-}
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 # Defined terms of Modality (PS3.3 C.7.3.1.1.1) that come with pixels; anything else is free text, and taken for OT.
-MODALITIES = _terms(
+MODALITIES = terms(
     "AR AS ASMT AU BDUS BI BMD CD CR CS CT DD DF DG DM DOC DS DX EC ECG EPS ES FA FID FS GM HC HD IO IVOCT IVUS KER KO LEN "
     "LP LS MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PLAN POS PR PT PX REG RESP RF RG RTDOSE "
     "RTIMAGE RTPLAN RTRECORD RTSTRUCT RWV SC SEG SM SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF XA XC"
@@ -263,7 +201,7 @@ def image_fields(dataset: Dataset) -> dict[str, Any]:
     # Missing and illegal are told apart: no slope means 1, an unreadable one means the series is not to be trusted.
     stated = [key for key in ("slope", "intercept") if elements.get(dataset, IMAGE_NUMBERS[key][0]) not in (None, "")]
     found["slope_illegal"] = any(found[key] is None for key in stated)
-    found["acquisition"] = _acquisition(dataset)
+    found["acquisition"] = acquisition.stated(dataset)
     if found["echo_time"] is not None and 0 <= found["echo_time"] <= ALLOWED["echo_time_ms"].high:
         found["acquisition"].setdefault("echo_time_ms", found["echo_time"])
     return found
@@ -337,25 +275,6 @@ def _b_value(dataset: Dataset) -> float | None:
     return found[0] if found and found[0] >= 0 else None
 
 
-def _acquisition(dataset: Dataset) -> dict[str, float | str]:
-    """The allow-listed numbers and terms that one file states."""
-    found: dict[str, float | str] = {}
-    for key, allowed in ALLOWED.items():
-        if not allowed.keyword:
-            continue
-        if key == "manufacturer":
-            found[key] = manufacturer(elements.string(dataset, allowed.keyword))
-        elif allowed.terms:
-            term = elements.string(dataset, allowed.keyword).upper().replace(" ", "").split("\\")[0]
-            if term in allowed.terms:
-                found[key] = term
-        else:
-            number = elements.number(dataset, allowed.keyword)
-            if number is not None and allowed.low <= number <= allowed.high:
-                found[key] = number
-    return found
-
-
 def _pet(dataset: Dataset) -> dict[str, Any]:
     """What archive.suv needs of one PT header: numbers, clocks in seconds, and two enums."""
     dose = (elements.items(dataset, "RadiopharmaceuticalInformationSequence") or [Dataset()])[0]
@@ -375,14 +294,3 @@ def _pet(dataset: Dataset) -> dict[str, Any]:
         "decay": elements.string(dataset, "DecayCorrection"),
         "decayed_s": elements.seconds_of_datetime(elements.string(dataset, "DecayCorrectionDateTime")),
     }
-
-
-def manufacturer(text: str) -> str:
-    """One of a closed list of makers for whatever Manufacturer (0008,0070) says; OTHER for all else."""
-    name = text.upper()
-    for maker in MANUFACTURERS:
-        if maker in name:
-            return maker
-    if "UNITED IMAGING" in name:
-        return "UIH"
-    return "GE" if name.startswith(("GE ", "GE_", "G.E")) or name == "GE" else "OTHER"

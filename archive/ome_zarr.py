@@ -19,11 +19,12 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
+from archive.arrays import blocks, create_array, even, shard_shape
 from archive.errors import ConfigError
 from archive.geometry import Geometry
 from archive.sliced import SLAB_BYTES, Sliced
 from archive.volume import Volume
-from archive.volumes import CHUNK, blocks, create_array, even, shard_shape
+from archive.volumes import CHUNK
 
 LEAST = 64  # voxels of the longest side from which on a coarser level helps nobody
 MOST_LEVELS = 6

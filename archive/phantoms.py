@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-Triple = tuple[float, float, float]
+from archive.canvas import Canvas, Triple
+
 UNITS_OF = {
     "ct-head": "HU",
     "ct-chest": "HU",
@@ -52,128 +52,12 @@ def phantom(
     family = "head" if kind in HEAD_TISSUES else kind
     anatomy = np.random.default_rng([seed, zlib.crc32(family.encode())])
     noise = np.random.default_rng([seed, zlib.crc32(kind.encode()), repeat, 1])
-    canvas = _Canvas(shape, spacing_mm, anatomy)
+    canvas = Canvas(shape, spacing_mm, anatomy)
     _PAINTERS[family](canvas, kind, enhancement)
     return _FINISHERS[kind.partition("-")[0]](canvas, kind, noise)
 
 
-@dataclass(frozen=True)
-class _Box:
-    where: tuple[slice, slice, slice]
-    z: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
-
-
-class _Canvas:
-    """A float32 volume to paint on, in mm around its centre; later shapes cover earlier ones with a soft edge."""
-
-    def __init__(self, shape: tuple[int, int, int], spacing_mm: Triple, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.spacing = spacing_mm
-        self.values = np.zeros(shape, np.float32)
-        self.grids = [
-            ((np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(spacing))
-            for size, spacing in zip(shape, spacing_mm, strict=True)
-        ]
-        self.edge = 0.7 * max(spacing_mm[1], spacing_mm[2])
-        self.size = rng.uniform(0.92, 1.08, 3)  # this patient's build along z, y, x
-        self.bend = self.field(38.0)
-
-    def field(self, scale_mm: float) -> np.ndarray:
-        """A smooth random field, float32 [z, y, x], standard deviation about 1: cubic B-splines on a random lattice."""
-        lattice = [max(1, int(np.ceil((grid[-1] - grid[0]) / scale_mm))) + 4 for grid in self.grids]
-        # a generator of its own: the lattice's size must not move the draws that place this patient's organs
-        rng = self.rng.spawn(1)[0]
-        field = rng.standard_normal(lattice).astype(np.float32) * np.float32(2.6)
-        for axis, grid in enumerate(self.grids):
-            place = (grid - grid[0]) / np.float32(scale_mm) + 1
-            distance = np.abs(place[:, None] - np.arange(lattice[axis], dtype=np.float32)[None, :])
-            near = 2 / 3 - distance**2 + distance**3 / 2
-            far = np.clip(2 - distance, 0, None) ** 3 / 6
-            weights = np.where(distance < 1, near, far).astype(np.float32)
-            field = np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis)
-        return field
-
-    def fill(self, inside: np.ndarray, value: float | np.floating | np.ndarray, box: _Box | None = None) -> None:
-        """Blend a value in where `inside` (0 to 1) says."""
-        view = self.values if box is None else self.values[box.where]
-        view += inside * (value - view)
-
-    def box(self, centre: Triple, reach: Triple) -> _Box | None:
-        """The part of the grid within `reach` of a centre, or None where it lies outside the field of view."""
-        slices, parts = [], []
-        for grid, middle, extent in zip(self.grids, centre, reach, strict=True):
-            low, high = np.searchsorted(grid, (middle - extent, middle + extent))
-            if low >= high:
-                return None
-            slices.append(slice(int(low), int(high)))
-            parts.append(grid[low:high] - np.float32(middle))
-        z, y, x = parts
-        return _Box((slices[0], slices[1], slices[2]), z[:, None, None], y[None, :, None], x[None, None, :])
-
-    def ellipsoid(
-        self,
-        centre: Triple,
-        radii: Triple,
-        value: float | np.ndarray | None,
-        *,
-        angle: float = 0.0,
-        bend: float = 0.0,
-        edge: float | None = None,
-    ) -> tuple[np.ndarray, _Box] | None:
-        """Paint an ellipsoid (turned by `angle` degrees in the slice, its surface moved by `bend` of its radius).
-
-        Returns how far inside each voxel of its box lies (0 to 1) and the box; `value` None paints nothing, and an
-        array gives the value of every voxel of the volume.
-        """
-        widest = max(radii[1], radii[2]) if angle else 0.0
-        sharpness = max(4.0, min(radii) / (self.edge if edge is None else edge))
-        margin = 1 + 3 * bend + 0.5 / sharpness  # as far as the soft edge reaches
-        reach = (radii[0] * margin, max(radii[1], widest) * margin, max(radii[2], widest) * margin)
-        box = self.box(centre, reach)
-        if box is None:
-            return None
-        y, x = box.y, box.x
-        if angle:
-            cosine, sine = np.float32(np.cos(np.radians(angle))), np.float32(np.sin(np.radians(angle)))
-            y, x = y * cosine - x * sine, y * sine + x * cosine
-        radius = np.sqrt((box.z / radii[0]) ** 2 + (y / radii[1]) ** 2 + (x / radii[2]) ** 2)
-        if bend:
-            radius = radius + np.float32(bend) * self.bend[box.where]
-        inside = np.clip((1 - radius) * np.float32(sharpness) + np.float32(0.5), 0, 1)
-        if value is not None:
-            self.fill(inside, value[box.where] if isinstance(value, np.ndarray) else np.float32(value), box)
-        return inside, box
-
-    def tube(self, start: Triple, end: Triple, radius: float, value: float) -> None:
-        """Paint a round tube between two points."""
-        one, two = np.asarray(start, np.float32), np.asarray(end, np.float32)
-        middle, half = (one + two) / 2, np.abs(two - one) / 2 + radius + self.edge
-        box = self.box(tuple(middle), tuple(half))
-        if box is None:
-            return
-        axis = two - one
-        length = float(axis @ axis) or 1.0
-        z, y, x = box.z + middle[0] - one[0], box.y + middle[1] - one[1], box.x + middle[2] - one[2]
-        along = np.clip((z * axis[0] + y * axis[1] + x * axis[2]) / np.float32(length), 0, 1)
-        distance = np.sqrt((z - along * axis[0]) ** 2 + (y - along * axis[1]) ** 2 + (x - along * axis[2]) ** 2)
-        inside = np.clip((radius - distance) / np.float32(self.edge) + np.float32(0.5), 0, 1)
-        self.fill(inside, np.float32(value), box)
-
-    def tree(self, root: Triple, direction: Triple, length: float, radius: float, value: float, depth: int) -> None:
-        """Paint a branching vessel."""
-        end = tuple(np.asarray(root) + np.asarray(direction) * length)
-        self.tube(root, end, radius, value)
-        if depth == 0:
-            return
-        for _ in range(2):
-            turned = np.asarray(direction) + self.rng.normal(0, 0.55, 3)
-            turned /= np.linalg.norm(turned)
-            self.tree(end, tuple(turned), length * self.rng.uniform(0.6, 0.9), radius * 0.72, value, depth - 1)
-
-
-def _head(canvas: _Canvas, kind: str, enhancement: float) -> None:
+def _head(canvas: Canvas, kind: str, enhancement: float) -> None:
     tissue, rng, size = HEAD_TISSUES[kind], canvas.rng, canvas.size
     canvas.values += np.float32(tissue["air"])
     head = np.array([108.0, 96.0, 76.0]) * size
@@ -220,7 +104,7 @@ def _head(canvas: _Canvas, kind: str, enhancement: float) -> None:
         canvas.tree(start, (0.7, rng.normal(0, 0.4), rng.normal(0, 0.4)), 24, 1.7, value, 2)
 
 
-def _deep_brain(canvas: _Canvas, tissue: dict[str, int]) -> None:
+def _deep_brain(canvas: Canvas, tissue: dict[str, int]) -> None:
     wide = canvas.rng.uniform(0.75, 1.5)  # ventricles widen with age
     for side in (-1, 1):
         canvas.ellipsoid((2, -4, side * 24), (16, 19, 9), tissue["grey"], angle=side * 20, bend=0.04)  # basal ganglia
@@ -233,7 +117,7 @@ def _deep_brain(canvas: _Canvas, tissue: dict[str, int]) -> None:
     canvas.ellipsoid((-46, 26, 0), (9, 5, 8 * wide), tissue["csf"])
 
 
-def _torso(canvas: _Canvas, radii: np.ndarray) -> None:
+def _torso(canvas: Canvas, radii: np.ndarray) -> None:
     """Table, skin, fat and the muscle wall; the body reaches through the whole field of view."""
     canvas.values += np.float32(-1000)
     y = canvas.grids[1]
@@ -247,7 +131,7 @@ def _torso(canvas: _Canvas, radii: np.ndarray) -> None:
     canvas.ellipsoid((0, 0, 0), (5000, radii[1] - fat, radii[2] - fat), 55, bend=0.02)
 
 
-def _spine(canvas: _Canvas, back: float) -> None:
+def _spine(canvas: Canvas, back: float) -> None:
     z = canvas.grids[0][:, None, None]
     # vertebra and disc alternate every 27 mm: the bone's density follows a clipped cosine along z
     bone = np.clip(2.6 * np.cos(2 * np.pi * z / 27) + 1.4, 0, 1).astype(np.float32)
@@ -262,7 +146,7 @@ def _spine(canvas: _Canvas, back: float) -> None:
         canvas.ellipsoid((0, back + 20, side * 31), (5000, 5, 15), (58 + 260 * bone) * ones, angle=side * 25)
 
 
-def _ribs(canvas: _Canvas, radii: np.ndarray, depth_mm: float) -> None:
+def _ribs(canvas: Canvas, radii: np.ndarray, depth_mm: float) -> None:
     z, y, x = (grid.reshape([-1 if axis == i else 1 for i in range(3)]) for axis, grid in enumerate(canvas.grids))
     radius = np.sqrt((y / (radii[1] - depth_mm)) ** 2 + (x / (radii[2] - depth_mm)) ** 2)
     layer = np.clip(1.3 - np.abs(radius - 1) * (radii[1] - depth_mm) / 3.6, 0, 1)
@@ -271,7 +155,7 @@ def _ribs(canvas: _Canvas, radii: np.ndarray, depth_mm: float) -> None:
     canvas.fill(rib.astype(np.float32), np.float32(430))
 
 
-def _chest(canvas: _Canvas, kind: str, enhancement: float) -> None:
+def _chest(canvas: Canvas, kind: str, enhancement: float) -> None:
     rng, size = canvas.rng, canvas.size
     radii = np.array([0, 118.0, 172.0]) * size
     _torso(canvas, radii)
@@ -307,7 +191,7 @@ def _chest(canvas: _Canvas, kind: str, enhancement: float) -> None:
     _spine(canvas, radii[1] * 0.55)
 
 
-def _abdomen(canvas: _Canvas, kind: str, enhancement: float) -> None:
+def _abdomen(canvas: Canvas, kind: str, enhancement: float) -> None:
     rng, size = canvas.rng, canvas.size
     radii = np.array([0, 116.0, 165.0]) * size
     _torso(canvas, radii)
@@ -344,7 +228,7 @@ def _abdomen(canvas: _Canvas, kind: str, enhancement: float) -> None:
     _spine(canvas, radii[1] * 0.52)
 
 
-def _whole_body(canvas: _Canvas, kind: str, enhancement: float) -> None:
+def _whole_body(canvas: Canvas, kind: str, enhancement: float) -> None:
     """Uptake from head to pelvis; the body is stretched so that it fills whatever height the grid has."""
     rng, size = canvas.rng, canvas.size
     tall = max(1.0, float(canvas.grids[0][-1])) / 500
@@ -384,7 +268,7 @@ def _blurred(noise: np.ndarray) -> np.ndarray:
     return noise / np.float32(2.25)
 
 
-def _finish_ct(canvas: _Canvas, kind: str, noise: np.random.Generator) -> np.ndarray:
+def _finish_ct(canvas: Canvas, kind: str, noise: np.random.Generator) -> np.ndarray:
     thin = np.sqrt(5.0 / max(0.5, canvas.spacing[0]))  # fewer photons in a thinner slice
     level = {"ct-head": 3.5, "ct-chest": 11.0, "ct-abdomen": 9.0}[kind] * thin * canvas.rng.uniform(0.8, 1.25)
     grain = _blurred(noise.standard_normal(canvas.values.shape, dtype=np.float32)) * np.float32(level)
@@ -392,7 +276,7 @@ def _finish_ct(canvas: _Canvas, kind: str, noise: np.random.Generator) -> np.nda
     return np.clip(canvas.values + grain, -1024, 3071)
 
 
-def _finish_mr(canvas: _Canvas, kind: str, noise: np.random.Generator) -> np.ndarray:
+def _finish_mr(canvas: Canvas, kind: str, noise: np.random.Generator) -> np.ndarray:
     gain = canvas.rng.uniform(0.7, 1.4)
     shading = np.exp(np.float32(0.16) * canvas.field(110.0))  # uneven sensitivity of the coil
     signal = canvas.values * shading * np.float32(gain)
@@ -400,20 +284,20 @@ def _finish_mr(canvas: _Canvas, kind: str, noise: np.random.Generator) -> np.nda
     return np.hypot(signal + real, imaginary)  # a magnitude image: Rician noise
 
 
-def _finish_pet(canvas: _Canvas, kind: str, noise: np.random.Generator) -> np.ndarray:
+def _finish_pet(canvas: Canvas, kind: str, noise: np.random.Generator) -> np.ndarray:
     # noise grows with the root of the activity, as counts do
     spread = np.sqrt(np.clip(canvas.values, 30, None)) * np.float32(11)
     grain = _blurred(_blurred(noise.standard_normal(canvas.values.shape, dtype=np.float32)))
     return np.clip(canvas.values + grain * spread, 0, None)
 
 
-_PAINTERS: dict[str, Callable[[_Canvas, str, float], None]] = {
+_PAINTERS: dict[str, Callable[[Canvas, str, float], None]] = {
     "head": _head,
     "ct-chest": _chest,
     "ct-abdomen": _abdomen,
     "pet": _whole_body,
 }
-_FINISHERS: dict[str, Callable[[_Canvas, str, np.random.Generator], np.ndarray]] = {
+_FINISHERS: dict[str, Callable[[Canvas, str, np.random.Generator], np.ndarray]] = {
     "ct": _finish_ct,
     "mr": _finish_mr,
     "pet": _finish_pet,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from archive import codestreams, lookup, part10
+from archive import codestreams, lookup, syntaxes
 from archive.decoder import Decoded, PixelDecoder
 from archive.errors import InputError
 
@@ -34,7 +34,7 @@ YBR_PARTIAL = tuple(
 def is_native(header: dict[str, Any]) -> bool:
     """Whether the pixels lie in the file uncompressed (a missing transfer syntax with a length means so)."""
     syntax = header["syntax"]
-    return syntax in part10.NATIVE or syntax == GE_PRIVATE or (not syntax and header["pixels"][2] >= 0)
+    return syntax in syntaxes.NATIVE or syntax == GE_PRIVATE or (not syntax and header["pixels"][2] >= 0)
 
 
 def frame_bytes(header: dict[str, Any]) -> int:
@@ -99,7 +99,7 @@ def damage(header: dict[str, Any], size: int) -> str:
     if not is_native(header):
         return "TRUNCATED" if offset + 8 > size else ""
     expected = -(-_frame_bits(header) * (header["frames"] or 1) // 8)
-    at_hand = length if header["syntax"] == part10.DEFLATED else min(length, size - offset)
+    at_hand = length if header["syntax"] == syntaxes.DEFLATED else min(length, size - offset)
     if at_hand < expected:
         return "TRUNCATED"
     if length - expected % 2 >= expected + frame_bytes(header):
@@ -163,7 +163,7 @@ def _native_bytes(path: Path, header: dict[str, Any], frame: int, decoder: Pixel
     at_hand = min(stop, length)
     if length < -(-(first_bit + bits) // 8):
         raise InputError("TRUNCATED", found=max(0, length - start), expected=stop - start)
-    if header["syntax"] == part10.DEFLATED:
+    if header["syntax"] == syntaxes.DEFLATED:
         place = {**header, "pixels": [0, offset + start, length, 0, 0]}
         raw = decoder.decode(path, place, 0, at_hand - start).array.tobytes()
     else:
@@ -213,7 +213,7 @@ def _from_codestream(decoded: Decoded, header: dict[str, Any]) -> np.ndarray:
         return decoded.array
     array = decoded.array
     array = array.astype(f"{array.dtype.kind}{allocated // 8}", copy=False).view(f"u{allocated // 8}")
-    if precision == allocated and header["syntax"] not in part10.LOSSY:
+    if precision == allocated and header["syntax"] not in syntaxes.LOSSY:
         # The container was coded as it lay in memory, overlays and all; RLE never does anything else.
         return _aligned(array, header["stored"], header["high"], header["signed"])
     # Lossy codes may leave the range of BitsStored a little: masked, they would jump to its other end.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from archive import dicom, frames, nifti, part10, pictures, pixels
+from archive import dicom, frames, nifti, pictures, pixels, syntaxes
 from archive.containers import Unpacked
 from archive.decoder import PixelDecoder
 from archive.errors import InputError
@@ -247,7 +247,7 @@ def _details(first: dict[str, Any], ordered: Sequence[Image], stacked: Stack) ->
     if len(set(scales)) == 1:
         scales = scales[:1]
     flags = set(stacked.flags)
-    if any(header["lossy"] == "01" or header["syntax"] in part10.LOSSY for header in all_headers):
+    if any(header["lossy"] == "01" or header["syntax"] in syntaxes.LOSSY for header in all_headers):
         flags.add("LOSSY_SOURCE")
     if 1 < stacked.geometry.shape[0] < FEW_SLICES:
         flags.add("FEW_SLICES")

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
-
-from archive.errors import ConfigError
-
-FILENAME = "voxbook.toml"
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 
 class Section(BaseModel):
@@ -202,7 +194,10 @@ class EncodeSettings(Section):
 
     profile: Literal["exact", "fast"] = Field("exact", description="exact: fp32 and repeatable; fast: bf16.")
     levels: int | None = Field(
-        None, ge=1, le=16, description="Residual levels to store, at most those of each group's model; none: all."
+        None,
+        ge=1,
+        le=128,
+        description="Levels to store, corrections among them, at most those of each group's model; none: all.",
     )
     batch_voxels: int = Field(16 * 2**20, gt=0, description="Voxels that make up one batch of series.")
     batch_series: int = Field(
@@ -298,84 +293,3 @@ class Settings(Section):
         """How a group's model is trained: its own sizes where set, else the general ones."""
         own = self.groups[group].train if group in self.groups else SizeSettings()
         return self.train.model_copy(update=own.model_dump(exclude_none=True))
-
-
-def load(root: Path, overrides: Iterable[str] = ()) -> Settings:
-    """Settings of a workspace: voxbook.toml where there is one, then `KEY=VALUE` overrides.
-
-    An override of gate.KEY or train.KEY holds for every group. Raises ConfigError UNKNOWN_KEY (naming the nearest
-    key), BAD_VALUE.
-    """
-    path = root / FILENAME
-    try:
-        data = tomllib.loads(path.read_text()) if path.exists() else {}
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError("BAD_VALUE", f"{FILENAME} is not TOML: {error}", hint="mend the line named") from None
-    for override in overrides:
-        apply_override(data, override)
-    return parse(data)
-
-
-def parse(data: dict[str, Any]) -> Settings:
-    """Validate a mapping of settings; raises ConfigError."""
-    try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error) from None
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Put one `a.b=value` into a nested mapping; the value is read as TOML, else as a string."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError("BAD_USAGE", f"--set takes KEY=VALUE, not {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    if text.strip().lower() in ("none", "null"):
-        value = None
-    *parents, last = key.strip().split(".")
-    if parents in (["gate"], ["train"]):
-        for group in data.get("groups", {}).values():
-            group.get(parents[0], {}).pop(last, None)
-    if last == "cluster" and not parents:
-        data["cluster"] = value
-        return
-    table = data
-    for parent in parents:
-        inner = table.setdefault(parent, {})
-        if isinstance(inner, str) and parent == "cluster":
-            inner = table[parent] = {"address": inner}
-        if not isinstance(inner, dict):
-            raise ConfigError("BAD_USAGE", f"{parent} in --set {key} is a value, not a table")
-        table = inner
-    table[last] = value
-
-
-def keys(model: type[Section] = Settings, prefix: str = "") -> list[str]:
-    """Every dotted key, NAME standing for a group's or a source's name."""
-    names = []
-    for name, field in model.model_fields.items():
-        path = prefix + name
-        inner = field.annotation
-        if name == "groups":
-            names += [path, *keys(GroupSettings, f"{path}.NAME.")]
-        elif isinstance(inner, type) and issubclass(inner, Section):
-            names += [path, *keys(inner, f"{path}.")]
-        else:
-            names.append(path)
-    return names
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return ConfigError("BAD_VALUE", f"{where} = {first.get('input')!r}: {first['msg']}", key=where)
-    known = keys()
-    generic = ".".join(["groups", "NAME", *where.split(".")[2:]]) if where.startswith("groups.") else where
-    near = difflib.get_close_matches(generic, known, n=1, cutoff=0.0)
-    same_leaf = [key for key in known if key.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]]
-    nearest = (same_leaf or near)[0]
-    return ConfigError("UNKNOWN_KEY", f"no setting {where!r}", hint=f"the nearest key is {nearest!r}", key=where)

@@ -24,7 +24,7 @@ class Volume:
     slope, intercept: one number each, or one per slice (t-major, z-minor) where they vary, as in PET.
     photometric: MONOCHROME1, MONOCHROME2 or RGB. bits_stored: DICOM (0028,0101), else the dtype's.
     frames: one dict of numbers per t (time_s, phase, b_value); empty without a t axis.
-    acquisition: allow-listed numbers and enums only (archive.headers.ALLOWED); never free text.
+    acquisition: allow-listed numbers and enums only (archive.acquisition.ALLOWED); never free text.
     flags: what a reader should know: TILTED, SPACING_VARIES, LOSSY_SOURCE, SINGLE_SLICE, ...
     """
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from archive.errors import ConfigError, StoreError
 from archive.keys import Pseudonyms
-from archive.settings import FILENAME, Settings, load
+from archive.settings import Settings
+from archive.settings_file import FILENAME, load
 
 if TYPE_CHECKING:  # SQLAlchemy takes a fifth of a second to import, and `inspect` does without it
     from sqlalchemy import URL

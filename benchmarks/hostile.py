@@ -34,7 +34,7 @@ import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
 
-from archive import part10
+from archive import data_set, part10
 from archive.decoder import PixelDecoder
 from archive.errors import REASONS, InputError
 from archive.keys import Pseudonyms
@@ -100,7 +100,7 @@ def seeds() -> tuple[Seed, ...]:
                 values.append((place, 0 if length in (None, 0xFFFFFFFF) else length, long))
                 if pydicom.datadict.keyword_for_tag(tag) in NUMBERS and length:
                     numbers.append((place, length))
-                if int(tag) in part10.PIXELS:
+                if int(tag) in data_set.PIXELS:
                     pixels = place
         found.append(Seed(data, tuple(values), tuple(numbers), pixels))
     return tuple(found)

@@ -19,7 +19,7 @@ import numpy as np
 from archive import volumes as volume_store
 from archive.catalog import ModelRow, VolumeCommit
 from archive.geometry import Geometry
-from archive.settings import FILENAME
+from archive.settings_file import FILENAME
 from archive.volume import Volume
 from archive.workspace import Workspace
 

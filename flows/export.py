@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from archive import region as regions
+from archive.arrays import read_region
 from archive.catalog_schema import SeriesRow
 from archive.codes import StoredCodes
 from archive.derived import Derivation, SeriesIdentity
@@ -16,7 +17,7 @@ from archive.dicom_write import write_series
 from archive.errors import ConfigError, StoreError
 from archive.sliced import Sliced
 from archive.volume import Volume
-from archive.volumes import StoredVolume, read_region
+from archive.volumes import StoredVolume
 from archive.workspace import Workspace
 
 Tier = Literal["auto", "codes", "volume"]

@@ -13,7 +13,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from archive.errors import ConfigError
-from archive.settings import FILENAME, GroupSettings, Section, Settings
+from archive.settings import GroupSettings, Section, Settings
+from archive.settings_file import FILENAME
 from archive.workspace import Workspace
 from flows.probe import Cost, cost_of, free_bytes
 from flows.survey import Found, Survey, look_at

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from archive.arrays import read_region
 from archive.bounded import Bounded
-from archive.volumes import StoredVolume, read_region
+from archive.volumes import StoredVolume
 
 Region = tuple[slice, slice, slice]
 

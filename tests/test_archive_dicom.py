@@ -15,9 +15,10 @@ from pydicom.uid import (
 from tiny import SERIES, save, save_all, stored, tiny
 
 from archive import part10
+from archive.acquisition import ALLOWED, manufacturer
 from archive.decoder import PixelDecoder
 from archive.errors import InputError
-from archive.headers import ALLOWED, manufacturer, read_header
+from archive.headers import read_header
 from archive.scan import read_series, scan
 from archive.suv import suv
 

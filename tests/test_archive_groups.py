@@ -10,7 +10,8 @@ import store_samples
 from archive.catalog import ModelRow
 from archive.catalog_conditions import Wanted
 from archive.groups import matching, moves, regroup
-from archive.settings import GroupSettings, parse
+from archive.settings import GroupSettings
+from archive.settings_file import parse
 from archive.workspace import Workspace
 
 SERIES = store_samples.SERIES

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from archive import part10
+from archive import data_set, part10, syntaxes
 from archive.errors import InputError
 from archive.headers import WANTED
 
@@ -33,12 +33,12 @@ def element(tag: int, vr: bytes, value: bytes = b"", length: int | None = None) 
     return head + (struct.pack("<HL", 0, size) if vr in LONG else struct.pack("<H", size)) + value
 
 
-def item(value: bytes = b"", length: int | None = None, tag: int = part10.ITEM) -> bytes:
+def item(value: bytes = b"", length: int | None = None, tag: int = data_set.ITEM) -> bytes:
     """One item of a sequence."""
     return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value) if length is None else length) + value
 
 
-def part_10(body: bytes, syntax: str = part10.EXPLICIT, group_length: int | None = None) -> bytes:
+def part_10(body: bytes, syntax: str = syntaxes.EXPLICIT, group_length: int | None = None) -> bytes:
     """Preamble, meta header and a data set."""
     uid = element(0x00020010, b"UI", syntax.encode().ljust(len(syntax) + len(syntax) % 2, b"\0"))
     size = len(uid) if group_length is None else group_length
@@ -54,7 +54,7 @@ def deflated(*blocks: bytes) -> bytes:
 CLASS = element(0x00080016, b"UI", b"1.2.840.10008.5.1.4.1.1.2\0")
 MODALITY = element(0x00080060, b"CS", b"CT")
 IMAGE = element(0x7FE00010, b"OW", b"\1\2\3\4")
-SEQUENCE_END = item(tag=part10.SEQUENCE_END)
+SEQUENCE_END = item(tag=data_set.SEQUENCE_END)
 MILLION = item() * 1_000_000
 NESTED = (element(0x00081140, b"SQ", length=UNDEFINED) + item(length=UNDEFINED)) * 50_000
 ZEROS = [bytes(2**20)] * 600
@@ -73,18 +73,18 @@ REFUSED = {
         "HEADER_LIMIT",
     ),
     "nested 50,000 deep": (part_10(CLASS + NESTED), "HEADER_LIMIT"),
-    "deflated zeros": (part_10(deflated(CLASS, *ZEROS), part10.DEFLATED), "HEADER_LIMIT"),
+    "deflated zeros": (part_10(deflated(CLASS, *ZEROS), syntaxes.DEFLATED), "HEADER_LIMIT"),
     "one deflated element of zeros": (
-        part_10(deflated(CLASS, element(0x00091001, b"OB", length=600 * 2**20), *ZEROS), part10.DEFLATED),
+        part_10(deflated(CLASS, element(0x00091001, b"OB", length=600 * 2**20), *ZEROS), syntaxes.DEFLATED),
         "HEADER_LIMIT",
     ),
     "a value of 65 MB to keep": (
         part_10(CLASS + element(0x00081140, b"SQ", item(element(0x00081150, b"UI", b"1" * 60_000)) * 1_200) + IMAGE),
         "HEADER_LIMIT",
     ),
-    "declared deflated, is not": (part_10(CLASS + IMAGE, part10.DEFLATED), "WRONG_SYNTAX"),
-    "declared implicit, is explicit": (part_10(CLASS + IMAGE, part10.IMPLICIT), "WRONG_SYNTAX"),
-    "declared big endian, is little": (part_10(CLASS + IMAGE, part10.BIG_ENDIAN), "WRONG_SYNTAX"),
+    "declared deflated, is not": (part_10(CLASS + IMAGE, syntaxes.DEFLATED), "WRONG_SYNTAX"),
+    "declared implicit, is explicit": (part_10(CLASS + IMAGE, syntaxes.IMPLICIT), "WRONG_SYNTAX"),
+    "declared big endian, is little": (part_10(CLASS + IMAGE, syntaxes.BIG_ENDIAN), "WRONG_SYNTAX"),
     "declared JPEG, is implicit": (
         part_10(struct.pack("<HHL", 8, 0x60, 2) + b"CT", "1.2.840.10008.1.2.4.50"),
         "WRONG_SYNTAX",
@@ -120,7 +120,7 @@ CUT = {
     "in a sequence": part_10(CLASS + element(0x00081140, b"SQ", item(MODALITY), 500)),
     "before a sequence's delimiter": part_10(CLASS + element(0x00081140, b"SQ", item(MODALITY), UNDEFINED)),
     "in the meta header": part_10(b"")[:-7],
-    "in a deflate stream": part_10(deflated(CLASS, MODALITY, IMAGE)[:-9], part10.DEFLATED),
+    "in a deflate stream": part_10(deflated(CLASS, MODALITY, IMAGE)[:-9], syntaxes.DEFLATED),
 }
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_ends_within_its_header_is_seen_to(data):
 TOLERATED = {
     "a group length that lies": part_10(CLASS + MODALITY + IMAGE, group_length=0xFFFFFFFF),
     "no preamble": (CLASS + MODALITY + IMAGE),
-    "a stray delimiter": part_10(CLASS + MODALITY + item(tag=part10.ITEM_END) + IMAGE),
+    "a stray delimiter": part_10(CLASS + MODALITY + item(tag=data_set.ITEM_END) + IMAGE),
     "unwanted garbage within its length": part_10(CLASS + MODALITY + element(0x00091140, b"SQ", b"nonsense") + IMAGE),
     "an icon of its own, explicit lengths": part_10(
         CLASS + MODALITY + element(0x00880200, b"SQ", item(element(0x7FE00010, b"OB", b"\x09" * 8))) + IMAGE
@@ -199,7 +199,7 @@ def test_pydicom_reads_the_same_from_all_its_own_files():
             known = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=EVERY)
             if not found.cut:
                 assert _values(found.dataset) == _values(known), path.name
-            if found.pixels is not None and known.file_meta.get("TransferSyntaxUID") != part10.DEFLATED:
+            if found.pixels is not None and known.file_meta.get("TransferSyntaxUID") != syntaxes.DEFLATED:
                 assert found.pixels[1] in (file.tell() + 8, file.tell() + 12), path.name
     assert seen > 70 and refused == 1
 
@@ -217,7 +217,7 @@ def test_every_cut_before_the_pixels_is_seen():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from([part10.EXPLICIT, part10.IMPLICIT, part10.DEFLATED, "1.2", ""]))
+@given(st.binary(max_size=300), st.sampled_from([syntaxes.EXPLICIT, syntaxes.IMPLICIT, syntaxes.DEFLATED, "1.2", ""]))
 def test_any_bytes_give_elements_or_an_input_error(body, syntax):
     try:
         assert isinstance(read(part_10(body, syntax)), part10.Elements)

@@ -7,7 +7,8 @@ import tomllib
 import pytest
 
 from archive.errors import ConfigError
-from archive.settings import Settings, apply_override, keys, load, parse
+from archive.settings import Settings
+from archive.settings_file import apply_override, keys, load, parse
 
 
 def test_defaults_judge_nothing():

@@ -8,8 +8,7 @@ import stat
 import pytest
 
 from archive.errors import ConfigError, StoreError
-from archive.settings import FILENAME, load
-from archive.settings_file import put
+from archive.settings_file import FILENAME, load, put
 
 CHOSEN = {"codebook_size": 512, "width": 64, "levels": 2, "downsample": [1, 8, 8]}
 TABLE = ("groups", "ct", "train")

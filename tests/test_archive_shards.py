@@ -60,7 +60,7 @@ def test_a_flipped_bit_on_disk_is_noticed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(11, 40, 30), (3, 9, 20, 20), (1, 5, 5)])
 def test_slice_by_slice_is_the_same_as_whole(tmp_path, monkeypatch, shape):
-    monkeypatch.setattr("archive.volumes.SHARD_BYTES", 8 * 40 * 30 * 2)
+    monkeypatch.setattr("archive.arrays.SHARD_BYTES", 8 * 40 * 30 * 2)
     one = volume(shape)
     slices = one.voxels.reshape(-1, *shape[-2:])
     digest, committed = write_slices(one, iter(slices), tmp_path, "a" * 32)

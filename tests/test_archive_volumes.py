@@ -15,7 +15,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archive import volumes
+from archive import arrays, volumes
 from archive.errors import InputError, StoreError
 from archive.geometry import Geometry
 from archive.volume import Volume
@@ -80,7 +80,7 @@ def test_what_is_written_is_read_whole_and_in_slabs(volume, data):
 
 def test_shards_hold_many_slices_and_time_points(tmp_path, monkeypatch):
     volume = store_samples.volume((4, 33, 40, 36), "tzyx")
-    monkeypatch.setattr(volumes, "SHARD_BYTES", 40 * 36 * 2 * 20)
+    monkeypatch.setattr(arrays, "SHARD_BYTES", 40 * 36 * 2 * 20)
     cut = stored(volume, tmp_path)
     assert cut.array.shards[1] < 33
     assert cut.array.shards[1] % cut.array.chunks[1] == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from archive.errors import REASONS
-from archive.settings import keys
+from archive.settings_file import keys
 from flows.reference import PAGES
 
 HOME = Path(__file__).resolve().parent.parent

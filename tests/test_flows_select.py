@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICK
 
 from archive.errors import ConfigError, InputError, StoreError
-from archive.settings import FILENAME, load
+from archive.settings_file import FILENAME, load
 from archive.workspace import Workspace
 from flows.select import numbers, select, triple
 from flows.select_report import seed_words, show

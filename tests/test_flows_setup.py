@@ -9,7 +9,8 @@ import tomllib
 import pytest
 
 from archive.errors import ConfigError
-from archive.settings import Settings, parse
+from archive.settings import Settings
+from archive.settings_file import parse
 from flows.probe import cost_of
 from flows.setup import duration, initialise, nothing_found, size, summary
 from flows.survey import look_at

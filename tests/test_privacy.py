@@ -330,7 +330,7 @@ def _log_of(database: Path) -> bytes:
 
 def test_a_volume_has_no_place_for_free_text():
     """Whoever adds a field of free text to Volume meets this first."""
-    from archive.headers import ALLOWED
+    from archive.acquisition import ALLOWED
 
     free = [
         key for key, allowed in ALLOWED.items() if not allowed.terms and (allowed.low, allowed.high) == (None, None)
