@@ -37,10 +37,11 @@ from model.vqvae import VQVAE
 GOAL = 0.9
 BATCHES = 128
 FOLDERS = ("series", "train", "projection_us", "codecs/wg04")
-GROUP = {  # of a preset, by how it begins
-    "ct": "ct", "mr": "mr", "pet": "pt", "nm": "nm", "us": "us", "xray": "xray", "nifti": "nifti", "picture": "picture"
+KINDS = {  # modalities, by how a preset begins; the shared data have no SPECT and only coloured ultrasound
+    "ct": ("ct",), "mr": ("mr",), "pet": ("pt",), "nm": ("nm", "pt"), "us": ("us",), "rgb": ("us", "picture"),
+    "xray": ("cr", "dx", "mg"), "nifti": ("nifti",), "picture": ("picture",)
 }  # fmt: skip
-XRAY = ("cr", "dx", "mg")
+COLOURS = {"us": 3, "rgb": 3}
 PRESETS = "ct-2d,ct-3d,mr-2d,mr-3d,pet-2d,pet-3d,nm-3d,us-2d,xray-2d,nifti-2d,picture-2d,rgb-2d"
 
 
@@ -80,17 +81,15 @@ def ingested(data: Path, root: Path) -> Workspace:
 
 
 def volumes_for(home: Workspace, preset: str) -> dict[str, StoredVolume]:
-    """Series of the preset's modality with its number of channels; for 3D those that are as deep as its patch."""
+    """Series of the preset's modality and of one number of channels; for 3D those that are as deep as its patch."""
     start, _, ending = preset.partition("-")
-    config = resolve(preset)
+    deepest = resolve(preset).patch[0]
     found = {}
     for row in home.catalog.series():
         volume = StoredVolume(home.volumes / row.series / row.volume_version)
         source = as_source(volume)
-        kind = row.group.split("-")[0]
-        fits = start == "rgb" or kind == GROUP[start] or (start == "xray" and kind in XRAY)
-        deep = ending != "3d" or source.shape[-3] >= config.patch[0]
-        if fits and deep and channels(source) == config.channels:
+        fits = row.group.split("-")[0] in KINDS[start] and channels(source) == COLOURS.get(start, 1)
+        if fits and (ending != "3d" or source.shape[-3] >= deepest):
             found[row.series] = volume
     return found
 

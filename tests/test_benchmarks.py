@@ -252,3 +252,14 @@ def test_the_report_of_a_made_up_workspace_is_rendered_with_all_its_parts(script
     for part in ("changes", "worst", "groups", "fidelity", "rate", "codebook", "quarantine", "series"):
         assert f'<section id="{part}">' in page
     assert page.count("<figure id=") == report.WORST
+
+
+def test_use_is_counted_over_the_patches_that_a_preset_learned_from(script, monkeypatch):
+    benchmark = script("codebook_use")
+    monkeypatch.setattr(benchmark, "BATCHES", 3)
+    volumes = {f"s{seed}": ct_volume((4, 64, 72), seed) for seed in (1, 2)}
+    row = benchmark.of_preset("tiny", volumes, 3.0, 1)
+    assert (row["series"], row["pieces"], row["codebook_size"]) == (2, 8, 64)
+    assert row["codes"] == 3 * 4 * 16  # batches, patches, cells of 8 x 8 in 32 x 32
+    assert row["steps"] > 0
+    assert 1 <= row["perplexity"][0] <= 64 * row["use"][0] + 1
