@@ -26,7 +26,6 @@ from model.encode import encode_volume
 from model.fidelity import sample_fidelity
 from model.learner import Learner
 from model.metrics import psnr
-from model.patches import PatchSampler
 from model.train import _Training, train
 
 CPU = torch.device("cpu")
@@ -333,58 +332,6 @@ def test_a_bundle_whose_bytes_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="MISSING"):
         bundle.load(tmp_path / "nowhere")
     assert bundle.load(result.folder) is bundle.load(result.folder)
-
-
-@pytest.mark.parametrize("preset", ["tiny", "tiny-3d"])
-def test_batches_depend_on_seed_and_step_alone(preset: str) -> None:
-    config = resolve(preset, intensity="hu")
-    volumes = phantoms()
-    roomy = PatchSampler(volumes, config, 0, 2**26)
-    again = PatchSampler(volumes, config, 0, 2**26)
-    again.batch(9)
-    assert np.array_equal(roomy.batch(4), again.batch(4))
-    assert not np.array_equal(roomy.batch(4), roomy.batch(5))
-    assert roomy.batch(4).shape == (config.batch_size, 1, *config.axes(config.patch))
-    tight = PatchSampler(volumes, config, 0, 40_000)  # holds less than the volumes: slabs come and go
-    batches = [tight.batch(step) for step in range(6)]
-    assert tight._cached <= 40_000 + tight.slab_bytes
-    assert np.array_equal(batches[3], PatchSampler(volumes, config, 0, 40_000).batch(3))
-
-
-def test_jitter_moves_intensities_of_half_of_the_patches_and_nothing_else() -> None:
-    volumes = phantoms()
-    config = tiny(batch_size=64)
-    plain = PatchSampler(volumes, config.model_copy(update={"jitter": 0.0}), 0, 2**26).batch(0)
-    moved = PatchSampler(volumes, config, 0, 2**26).batch(0)
-    assert moved.min() >= -1 and moved.max() <= 1, "CT is clipped to the 12 bits, jittered or not"
-    assert moved.shape == plain.shape and moved.dtype == np.float32
-    # The first patch of both is drawn alike: the jitter is its last draw.
-    a, b = plain[0].ravel().astype(float), moved[0].ravel().astype(float)
-    inside = (a > -0.7) & (a < 0.7)
-    stretch, shift = np.polyfit(a[inside], b[inside], 1)
-    assert np.allclose(b[inside], stretch * a[inside] + shift, atol=1e-5)
-    same = [np.array_equal(PatchSampler(volumes, config, seed, 2**26).batch(0)[0],
-                           PatchSampler(volumes, config.model_copy(update={"jitter": 0.0}), seed, 2**26).batch(0)[0])
-            for seed in range(24)]  # fmt: skip
-    assert 4 < sum(same) < 20
-
-
-def test_air_is_capped_and_small_images_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    air = np.full((2, 128, 128), -1000, np.int16)
-    air[:, :40, :40] = np.random.default_rng(0).integers(-200, 200, (2, 40, 40))
-    volume = Volume(air, "zyx", Geometry.pixels(air.shape), "CT", units="HU")
-    config = tiny(batch_size=128)
-
-    def flat() -> float:
-        batch = PatchSampler({"a": volume}, config, 0, 2**24).batch(0)
-        return float(np.mean([patch.std() < 0.02 for patch in batch]))
-
-    capped = flat()
-    monkeypatch.setattr("model.patches.TRIES", 1)
-    assert 0.1 < capped < 0.85 * flat()
-    small = Volume(air[:, :9, :40], "zyx", Geometry.pixels((2, 9, 40)), "CT", units="HU")
-    batch = PatchSampler({"a": small}, config, 0, 2**24).batch(0)
-    assert batch.shape == (128, 1, 32, 32) and np.isfinite(batch).all()
 
 
 def test_nothing_to_train_on_is_an_input_error(tmp_path: Path) -> None:
