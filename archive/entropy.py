@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,10 @@ from archive.tables import Tables
 Categorical = constriction.stream.model.Categorical
 RangeDecoder, RangeEncoder = constriction.stream.queue.RangeDecoder, constriction.stream.queue.RangeEncoder
 
-# All codes alike; the slab's own histogram; the model's; by neighbours; in the bytes of a level before.
-FIXED, OWN, PRIOR, CONTEXT, WITHIN = range(5)
+# All codes alike; the slab's own histogram; the model's; by neighbours; in the bytes of a level before; by neighbours, a
+# part of a pass at a time, where a pass is longer than PART: what bounds memory on planes that are many times finer.
+FIXED, OWN, PRIOR, CONTEXT, WITHIN, PARTS = range(6)
+PART = 2**16
 SMALLEST = 64  # codes of a slice from which on contexts are worth their time
 _HEAD, _LEVEL, _CRC = struct.Struct("<HB"), struct.Struct("<BL"), struct.Struct("<L")
 _QUARTER = STEPS // 4  # what a histogram's logarithms are rounded to
@@ -131,20 +134,25 @@ def decode(
         if len(part) != about.sizes[level] or data[start + len(part) : about.end(level + 1)] != _crc(part):
             raise StoreError("DAMAGED", "a level of a chunk has another checksum")
         mode = about.modes[level]
-        if mode in (PRIOR, CONTEXT) and tables is None:
+        if mode in (PRIOR, CONTEXT, PARTS) and tables is None:
             raise StoreError("NO_TABLES")
         rows, columns = grid[0] * fold, grid[1] * fold
-        if mode == CONTEXT and tables is not None:
-            number = next((number for first, wide, number in plan if (first, wide) == (level, fold)), None)
-            if number is None:
-                raise StoreError("DAMAGED", "a chunk of codes of another shape")
-            before = plan[number - 1][0] if number else level
-            coarser = folds.folded(found[before:level]) if number else None
-            plane = _by_context(part, (depth, rows, columns), coarser, tables.networks[number])
-        else:
-            prior = tables.priors[level] if tables is not None else None
-            codes = _by_table(part, mode, about.depth * rows * columns, codebook_size, prior)
-            plane = codes.reshape(about.depth, rows, columns)[:depth]
+        try:
+            if mode in (CONTEXT, PARTS) and tables is not None:
+                number = next((number for first, wide, number in plan if (first, wide) == (level, fold)), None)
+                if number is None:
+                    raise StoreError("DAMAGED", "a chunk of codes of another shape")
+                before = plan[number - 1][0] if number else level
+                coarser = folds.folded(found[before:level]) if number else None
+                together = PART if mode == PARTS else sys.maxsize
+                plane = _by_context(part, (depth, rows, columns), coarser, tables.networks[number], together)
+            else:
+                prior = tables.priors[level] if tables is not None else None
+                codes = _by_table(part, mode, about.depth * rows * columns, codebook_size, prior)
+                plane = codes.reshape(about.depth, rows, columns)[:depth]
+        # What numpy, Zstd and constriction make of bytes that fit their checksum and are no codes all the same.
+        except (ValueError, IndexError, RuntimeError, AssertionError, struct.error) as error:
+            raise StoreError("DAMAGED", f"codes of a chunk do not decode ({type(error).__name__})") from None
         found[level : level + fold * fold] = folds.unfolded(plane, fold)[: count - level]
     return found
 
@@ -157,7 +165,9 @@ def _shortest(
     bits = len(flat) * np.log2(size)
     made: list[tuple[int, bytes]] = []
     if network is not None:
-        made.append((CONTEXT, _context(codes, coarser, network)))
+        longest = -(-codes.shape[1] // 2) * -(-codes.shape[2] // 2)  # of the passes
+        mode, together = (PARTS, PART) if longest > PART else (CONTEXT, sys.maxsize)
+        made.append((mode, _context(codes, coarser, network, together)))
     if _ideal(flat) / 8 < min([len(data) for _, data in made] + [bits / 8]):
         histogram = np.where(counts, 1 + logarithm(np.maximum(counts, 1)) // _QUARTER, 0).astype(np.uint8)
         packed = Zstd(level=9).encode(histogram)
@@ -201,15 +211,12 @@ def _of(histogram: np.ndarray) -> np.ndarray:
     return np.where(histogram, _QUARTER * histogram.astype(np.float64), _NEVER)
 
 
-def _context(codes: np.ndarray, coarser: np.ndarray | None, network: Network) -> bytes:
+def _context(codes: np.ndarray, coarser: np.ndarray | None, network: Network, together: int = sys.maxsize) -> bytes:
     slab, below = _slabs(codes.shape, coarser, network)
     slab.inside[:] = codes
     predictor, coder = Predictor(network), RangeEncoder()
     for z in range(len(codes)):
-        for number in range(len(PASSES)):
-            places = slab.places(z, number)
-            if not len(places):
-                continue
+        for number, places in _parts(slab, z, together):
             around = predictor.contexts(slab.around(places, number), number, below.get(places) if below else None)
             group, member = predictor.split(slab.get(places))
             coder.encode(group, _FAMILY, predictor.group(around))
@@ -219,14 +226,13 @@ def _context(codes: np.ndarray, coarser: np.ndarray | None, network: Network) ->
     return _bytes(coder)
 
 
-def _by_context(data: bytes, shape: tuple[int, int, int], coarser: np.ndarray | None, network: Network) -> np.ndarray:
+def _by_context(
+    data: bytes, shape: tuple[int, int, int], coarser: np.ndarray | None, network: Network, together: int = sys.maxsize
+) -> np.ndarray:
     slab, below = _slabs(shape, coarser, network)
     predictor, coder = Predictor(network), RangeDecoder(_words(data))
     for z in range(shape[0]):
-        for number in range(len(PASSES)):
-            places = slab.places(z, number)
-            if not len(places):
-                continue
+        for number, places in _parts(slab, z, together):
             around = predictor.contexts(slab.around(places, number), number, below.get(places) if below else None)
             group = coder.decode(_FAMILY, predictor.group(around))
             member = coder.decode(_FAMILY, predictor.member(around, group))
@@ -236,6 +242,14 @@ def _by_context(data: bytes, shape: tuple[int, int, int], coarser: np.ndarray | 
     if slab.inside.size and int(slab.inside.min()) < 0:
         raise StoreError("DAMAGED", "stored codes hold a value outside the codebook")
     return slab.inside
+
+
+def _parts(slab: Slab, z: int, together: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The passes of a slice, each with its places, at most so many at once."""
+    for number in range(len(PASSES)):
+        places = slab.places(z, number)
+        for at in range(0, len(places), together):
+            yield number, places[at : at + together]
 
 
 def _slabs(shape: tuple[int, ...], coarser: np.ndarray | None, network: Network) -> tuple[Slab, Slab | None]:

@@ -196,7 +196,7 @@ class EncodeSettings(Section):
     levels: int | None = Field(
         None,
         ge=1,
-        le=128,
+        le=255,
         description="Levels to store, corrections among them, at most those of each group's model; none: all.",
     )
     batch_voxels: int = Field(16 * 2**20, gt=0, description="Voxels that make up one batch of series.")

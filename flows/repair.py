@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from archive.groups import regroup
 from archive.verify import Checked
 from archive.workspace import CONFIG, Workspace
 from flows.encode import NO_FILES, encode
+from model.config import ModelConfig
 from tasks.encode import settings_digest
 from tasks.promote import is_broken
 from tasks.stage import Outcome, Stage, open_stage
@@ -116,7 +116,7 @@ def _levels(stage: Stage, model: ModelRow, codes: EncodingRow, certificate: Cert
             return levels
     # Made under another gate, so the digest does not tell. Where all levels were stored, most likely none were named.
     own = stage.workspace.models / model.model / CONFIG
-    every = json.loads(own.read_bytes())["levels"] if own.is_file() else stored
+    every = ModelConfig.model_validate_json(own.read_bytes()).code_levels if own.is_file() else stored
     if stored == (every if configured is None else min(configured, every)):
         return configured
     return None if stored == every else stored

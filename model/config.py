@@ -141,8 +141,9 @@ class ModelConfig(BaseModel):
         cell = self.downsample
         if self.dims != 2 or self.channels != 1 or self.attention:
             raise ValueError("corrections are for grey slices (dims = 2, one channel) and decoders without attention")
-        if cell[1] != cell[2] or cell[1] & (cell[1] - 1) or cell[1] < 2**self.corrections:
-            raise ValueError("corrections need square cells of at least 2 ** corrections voxels, a power of two")
+        if cell[1] != cell[2] or cell[1] not in (2, 4, 8) or cell[1] < 2**self.corrections:
+            # Beyond 8 the reach of a code, 13 cells, leaves little of a window that is not border.
+            raise ValueError("corrections need square cells of 2, 4 or 8 voxels, and at least 2 ** corrections")
         if self.codebook_size < 27:
             raise ValueError("corrections need a codebook_size of at least 27: three steps in three directions")
 

@@ -7,6 +7,7 @@ zeros, and a zero costs an entropy coder next to nothing. So bits go where the e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -24,7 +25,13 @@ UNSEEN = 0.3  # occurrences that a code is counted with before any
 LATTICE = 10.0  # rows that a code's place in the lattice counts as, beside those that chose it
 ROUNDS = 4  # of choosing codes by prices and pricing them by the choice
 NO_CODE = 1e9  # price of a place in the codebook that stands for nothing
-ROWS = 2**18  # of each scale that prices are learned from
+ROWS = 2**18  # of each scale that prices are learned from at most,
+SEARCHED = (
+    2**15
+)  # and so many of them that are not nothing at once: what limits the time of a model that learned little
+# Rows searched together, always as many: a matrix product of other sizes rounds otherwise, and codes would depend on
+# what shares their batch.
+TOGETHER = {"cpu": 1024, "cuda": 16384}
 
 
 class Corrections(nn.Module):
@@ -74,12 +81,11 @@ class Corrections(nn.Module):
 
     def find(self, rest: Tensor, levels: int | None = None) -> Found:
         """Codes int64 [B, L, h, w] of what is left over, [B, 1, *size] float32, and what they leave over of each place."""
-        codes, squares = [], []
-        for level, rows in enumerate(self._rows(rest, levels or self.levels)):
-            index, square = self._search(rows, self._kind(level))
-            codes.append(index)
-            squares.append(square)
-        return Found(torch.stack(codes, 1), torch.stack(squares, 1))
+        with torch.autocast(rest.device.type, enabled=False):
+            rows = self._rows(rest.float(), levels or self.levels)
+            scales = itertools.groupby(enumerate(rows), key=lambda level: self._kind(level[0]))
+            found = [self._search(torch.stack([row for _, row in same], 1), kind) for kind, same in scales]
+        return Found(*(torch.cat(parts, 1) for parts in zip(*found, strict=True)))
 
     def picture(self, codes: Tensor) -> Tensor:
         """float32 [B, 1, *size] to add to the decoder's, of codes [B, L, h, w]; L may be a prefix."""
@@ -102,6 +108,8 @@ class Corrections(nn.Module):
         for kind, pool in enumerate(pools):
             rows = torch.cat(pool)
             rows = rows[:: -(-len(rows) // ROWS)]
+            something = int((rows.abs().amax(1) > self._nothing(kind)).sum())
+            rows = rows[:: max(1, -(-something // SEARCHED))]
             there = self.prices[kind] < NO_CODE * self.penalty * self.step**2
             lattice = self.points[kind].clone()
             for number in range(ROUNDS):
@@ -127,17 +135,28 @@ class Corrections(nn.Module):
 
     @torch.no_grad()
     def _search(self, rows: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-        """Codes int64 and squared distances float32 [...] of [..., 3]."""
+        """Codes int64 and squared distances float32 [...] of [..., 3]; of each row by itself, whatever is beside it."""
         flat = rows.reshape(-1, 3)
         codes = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
         squares = flat.square().sum(1)
-        # Of a scale, what is nearer to nothing than to anything else gets the code of nothing, which is the cheapest: no
-        # search. The coarse picture is one scalar of the cell, and often of something.
-        large = ((flat.abs() > 0.5 * self.step).any(1) | (kind == 0)).nonzero()[:, 0]
-        points = self.points[kind]
-        codes[large] = nearest(flat[large], points, self.prices[kind])[0]
-        squares[large] = (flat[large] - points[codes[large]]).square().sum(1)
+        large = (flat.abs().amax(1) > self._nothing(kind)).nonzero()[:, 0]
+        if len(large):
+            size, points = TOGETHER[flat.device.type], self.points[kind]
+            blocks = nn.functional.pad(flat[large], (0, 0, 0, -len(large) % size)).split(size)
+            found = torch.cat([nearest(block, points, self.prices[kind])[0] for block in blocks])[: len(large)]
+            codes[large] = found
+            squares[large] = (flat[large] - points[found]).square().sum(1)
         return codes.view(rows.shape[:-1]), squares.view(rows.shape[:-1])
+
+    def _nothing(self, kind: int) -> Tensor:
+        """What every coefficient of a row must be within for the code of nothing to cost least, so that none is searched.
+
+        A code p costs less than nothing where 2 x.p > |p|^2 + its price - the price of nothing, and x.p is at most
+        max|x| * (|p_1| + |p_2| + |p_3|).
+        """
+        points, prices = self.points[kind], self.prices[kind] - self.prices[kind, 0]
+        sums = points.abs().sum(1)
+        return ((points.square().sum(1) + prices) / (2 * sums))[sums > 0].min()
 
 
 def _side(size: int) -> int:

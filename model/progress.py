@@ -146,7 +146,7 @@ def draw(path: Path, lines: list[dict[str, Any]], found: Fidelity) -> None:
     rate, spread, series = axes[1]
     rate.plot(steps, [line["rate"] for line in lines], linewidth=1)
     rate.set(title="learning rate", xlabel="step")
-    for level, chosen in enumerate(found.counts, 1):
+    for level, chosen in enumerate(found.counts[: max(1, levels)], 1):
         spread.plot(np.sort(chosen)[::-1] / max(1, chosen.sum()), label=f"level {level}", linewidth=1)
     spread.set(title="use of the codes, most frequent first", xlabel="rank of the code", yscale="log")
     if levels > 1:

@@ -90,3 +90,65 @@ def test_folds_that_are_not_of_the_levels_are_damage() -> None:
         with pytest.raises(StoreError) as caught:
             tables.from_bytes(tables.to_bytes(good.priors, good.networks, None, wrong))
         assert caught.value.code == "DAMAGED"
+
+
+def by_neighbours(codes, coarser, size, prior, network):
+    """In place of the shortest: what it gives where contexts are the shortest."""
+    if network is None:  # places coded apart: never the shortest here
+        return entropy.FIXED, bytes(10**6)
+    together = entropy.PART if codes[0].size // 4 > entropy.PART else 2**30
+    mode = entropy.CONTEXT if together > entropy.PART else entropy.PARTS
+    return mode, entropy._context(codes, coarser, network, together)
+
+
+def test_long_passes_are_coded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = levels((2, 9, 13))
+    monkeypatch.setattr(entropy, "_shortest", by_neighbours)
+    whole = entropy.encode(codes, SIZE, folding())
+    assert set(entropy.head(whole).modes) == {entropy.CONTEXT, entropy.WITHIN}
+    monkeypatch.setattr(entropy, "PART", 200)  # the finest, of 36 x 52 places, has passes of 468
+    coded = entropy.encode(codes, SIZE, folding())
+    modes = entropy.head(coded).modes
+    assert modes[6] == entropy.PARTS and set(modes[:6]) == {entropy.CONTEXT, entropy.WITHIN}
+    assert coded != whole and abs(len(coded) - len(whole)) < 0.05 * len(whole)
+    for data in (coded, whole):  # what was written whole is read whole
+        for count in (1, 6, 7, 13, 22):
+            assert np.array_equal(entropy.decode(data, (9, 13), SIZE, folding(), count), codes[:count])
+
+
+def test_parts_are_chosen_where_a_pass_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def free(codes, coarser, network, together):
+        asked.append((codes.shape[1:], together))
+        return b""
+
+    monkeypatch.setattr(entropy, "_context", free)
+    monkeypatch.setattr(entropy, "PART", 18 * 26 - 1)
+    modes = entropy.head(entropy.encode(levels((1, 9, 13)), SIZE, folding())).modes
+    assert modes[6] == entropy.PARTS and asked[-1] == ((36, 52), 18 * 26 - 1)
+    assert modes[2] == entropy.CONTEXT and asked[0][1] > 2**32
+
+
+def test_bytes_that_fit_their_checksum_and_are_no_codes_are_damage() -> None:
+    codes = levels((2, 9, 13))
+    coded = entropy.encode(codes, SIZE, folding())
+    about = entropy.head(coded)
+    parts = [coded[about.end(level) : about.end(level) + size] for level, size in enumerate(about.sizes)]
+    rng = np.random.default_rng(0)
+    damaged = 0
+    for _ in range(200):
+        modes, forged = list(about.modes), list(parts)
+        at = int(rng.choice([level for level, part in enumerate(parts) if part]))
+        modes[at] = int(rng.choice([entropy.FIXED, entropy.OWN, entropy.PRIOR, entropy.CONTEXT]))
+        forged[at] = forged[at][: int(rng.integers(len(forged[at]) + 1))]
+        head = entropy._HEAD.pack(2, len(modes)) + b"".join(
+            entropy._LEVEL.pack(mode, len(part)) for mode, part in zip(modes, forged, strict=True)
+        )
+        data = head + entropy._crc(head) + b"".join(part + entropy._crc(part) for part in forged)
+        try:
+            entropy.decode(data, (9, 13), SIZE, folding())
+        except StoreError as error:
+            assert error.code == "DAMAGED"
+            damaged += 1
+    assert damaged > 50

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from conftest import QUICK
 from test_flows_again import another
 
 from archive.catalog_schema import EncodingRow
-from archive.workspace import Workspace
+from archive.settings import Settings
+from archive.workspace import CONFIG, Workspace
 from flows.console import DAMAGE, OK, QUALITY, exit_code
 from flows.encode import encode
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.repair import repair
+from flows.repair import _levels, repair
 from flows.train import train
 from flows.verify import verify
+from model.config import resolve
 
 THOROUGH = [*QUICK, "verify.read_data=true"]
 
@@ -125,3 +129,17 @@ def test_models_that_are_gone_are_named_and_what_needs_them_is_left(workspace):
     last = repair(workspace, [], None, QUICK)
     assert (last.problems, exit_code(last)) == ((), OK)
     assert verify.fn(workspace=str(workspace), settings=THOROUGH).damaged == 0
+
+
+@pytest.mark.parametrize(("stored", "asked"), [(23, None), (1, 1), (7, 7)])
+def test_levels_of_a_corrected_model_are_asked_for_as_they_were(tmp_path, stored, asked):
+    """Made under another gate, so that what was stored must tell: all levels, corrections among them, mean none named."""
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "models" / "m" / CONFIG).write_text(resolve("ct-2d-fine").model_dump_json())
+    settings = Settings.model_validate({"gate": {"min_psnr": 50}})
+    stage = SimpleNamespace(settings=settings, workspace=SimpleNamespace(models=tmp_path / "models"))
+    codes = SimpleNamespace(profile="exact", settings_digest="of another gate")
+    certificate = SimpleNamespace(data={"levels": stored})
+    found = _levels(stage, SimpleNamespace(group="ct", model="m"), codes, certificate)
+    assert found == asked
+    assert settings.encode.model_validate({"levels": stored}).levels == stored

@@ -19,6 +19,7 @@ from archive.errors import MismatchError
 from archive.settings import GateSettings, TrainSettings
 from archive.volume import Volume
 from model import bundle, ladder, tiling, wavelet
+from model import corrections as corrections_module
 from model.config import ModelConfig, resolve
 from model.corrections import Corrections, _scalars, _side, _triples
 from model.decode import decode_codes
@@ -144,17 +145,70 @@ def test_each_scale_brings_the_picture_nearer_and_any_prefix_decodes() -> None:
     torch.testing.assert_close(between, corrections.picture(padded))
 
 
-def test_found_are_the_codes_that_cost_least_in_distance_and_bits() -> None:
-    corrections = Corrections(2, 2, 343, 0.3, 0.2)
+@pytest.mark.parametrize("penalty", [0.0, 0.02, 0.12, 0.5])
+def test_found_are_the_codes_that_cost_least_in_distance_and_bits(penalty: float) -> None:
+    corrections = Corrections(2, 2, 343, 0.3, penalty)
     corrections.learn([noise(4, 1, 32, 32) * 0.3])
     rest = noise(1, 1, 16, 16, seed=1) * 0.4
     found = corrections.find(rest)
-    rows = wavelet.analyse(rest, 2)[:, 4:7].movedim(1, -1).reshape(-1, 3)  # the level after the first scale
-    cost = (rows[:, None] - corrections.table(2)[None]).square().sum(2) + corrections.prices[2]
-    best = cost.min(1).values
-    mine = cost.gather(1, found.codes[:, 2].reshape(-1, 1))[:, 0]
-    torch.testing.assert_close(mine, best, atol=1e-5, rtol=1e-5)
     assert found.codes.unique().numel() > 10
+    rows = wavelet.analyse(rest, 2)
+    for level, kind in enumerate((0, 1, 2)):
+        mine = rows[:, :1] if level == 0 else rows[:, 3 * level - 2 : 3 * level + 1]
+        mine = mine.movedim(1, -1).reshape(-1, mine.shape[1])
+        points = corrections.table(level)[:, : mine.shape[1]]
+        cost = (mine[:, None] - points[None]).square().sum(2) + corrections.prices[kind]
+        chosen = found.codes[:, level].reshape(-1, 1)
+        torch.testing.assert_close(cost.gather(1, chosen)[:, 0], cost.min(1).values, atol=1e-5, rtol=1e-5)
+
+
+def ties(corrections: Corrections, kind: int, count: int) -> torch.Tensor:
+    """Rows [n, 3] that cost as much by one code as by another."""
+    points, prices = corrections.points[kind].double(), corrections.prices[kind].double()
+    rows = noise(count, 3).double() * 0.6
+    cost = (rows[:, None] - points[None]).square().sum(2) + prices
+    first, second = cost.topk(2, dim=1, largest=False).indices.T
+    across = points[second] - points[first]
+    ahead = (cost.gather(1, second[:, None]) - cost.gather(1, first[:, None]))[:, 0]
+    return (rows + across * (ahead / (2 * across.square().sum(1)))[:, None]).float()
+
+
+def test_a_code_does_not_depend_on_what_is_searched_beside_it() -> None:
+    corrections = Corrections(3, 3, 2048, 0.15, 0.12)
+    corrections.learn([noise(8, 1, 64, 64) * noise(8, 1, 64, 64, seed=1).square() * 0.2])
+    rows = ties(corrections, 3, 3000)
+    together = corrections._search(rows, 3)[0]
+    assert together.unique().numel() > 100
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(corrections._search(rows[order], 3)[0], together[order])
+    alone = [int(corrections._search(row[None], 3)[0]) for row in rows[:400]]
+    assert alone == together[:400].tolist()
+    few = torch.cat([corrections._search(part, 3)[0] for part in rows[:1000].split(3)])
+    assert torch.equal(few, together[:1000])
+
+
+def test_what_is_left_over_is_searched_in_float32_under_autocast() -> None:
+    corrections = Corrections(3, 3, 2048, 0.05, 0.0)
+    rest = noise(1, 1, 64, 64) * 0.2
+    found = corrections.find(rest)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = corrections.find(rest)
+    assert torch.equal(found.codes, halved.codes) and halved.squares.dtype == torch.float32
+
+
+def test_a_model_that_learned_nothing_has_prices_from_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    real = corrections_module.nearest
+
+    def counting(rows, *arguments):
+        searched.append(len(rows))
+        return real(rows, *arguments)
+
+    monkeypatch.setattr(corrections_module, "nearest", counting)
+    monkeypatch.setattr(corrections_module, "SEARCHED", 1000)
+    Corrections(2, 2, 343, 0.3, 0.1).learn([noise(8, 1, 64, 64)])
+    most = 1000 + corrections_module.TOGETHER["cpu"]
+    assert sum(searched) <= 3 * corrections_module.ROUNDS * most
 
 
 def test_prices_save_bits() -> None:
@@ -182,6 +236,7 @@ def test_prices_save_bits() -> None:
         ({"attention": True}, "without attention"),
         ({"corrections": 4}, "square cells"),
         ({"unshuffle": (1, 2, 4)}, "square cells"),
+        ({"unshuffle": (1, 8, 8)}, "of 2, 4 or 8"),
         ({"codebook_size": 26}, "at least 27"),
     ],
 )
