@@ -25,10 +25,9 @@ UNSEEN = 0.3  # occurrences that a code is counted with before any
 LATTICE = 10.0  # rows that a code's place in the lattice counts as, beside those that chose it
 ROUNDS = 4  # of choosing codes by prices and pricing them by the choice
 NO_CODE = 1e9  # price of a place in the codebook that stands for nothing
-ROWS = 2**18  # of each scale that prices are learned from at most,
-SEARCHED = (
-    2**15
-)  # and so many of them that are not nothing at once: what limits the time of a model that learned little
+# Of each scale that prices are learned from, at most; and of those that are more than nothing at once, which limits the
+# time that a model of little training takes.
+ROWS, SEARCHED = 2**18, 2**15
 # Rows searched together, always as many: a matrix product of other sizes rounds otherwise, and codes would depend on
 # what shares their batch.
 TOGETHER = {"cpu": 1024, "cuda": 16384}
