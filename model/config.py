@@ -287,7 +287,7 @@ def resolve(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "model"
-        raise ConfigError("BAD_VALUE", f"{where}: {first['msg']}") from None
+        raise ConfigError("BAD_VALUE", f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _scalar(values: dict[str, Any], settings: TrainSettings | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -61,7 +60,8 @@ def train(
     training's own: checkpoint, metrics.jsonl, events and progress.png; a checkpoint of the same config and series there
     is gone on with. models: where the bundle goes (`models/<model id>`); None: the folder. seconds: for all of it,
     starting, measuring and saving included, and what earlier runs of the same training spent. progress: called with
-    step, steps (None where time decides), seconds, metrics; at the end of an epoch these have `epoch` and `epochs`.
+    step, steps (None where time decides), seconds, metrics; at the end of an epoch these have `epoch` and `epochs`, and
+    after the last step `then`, what comes now.
     Under torchrun every rank calls this with the same arguments; rank 0 alone writes, and all get the same result.
     Raises InputError NOTHING_FOUND, NON_FINITE; StoreError MISSING where ranks do not see the same checkpoint.
     """
@@ -160,6 +160,10 @@ class _Training:
     def finish(self, ended_by: str) -> TrainResult:
         """The weights to publish in place, the sample measured, the bundle written."""
         assert self.record is not None and self.drawing is not None
+        if self.report is not None:
+            self.report(
+                self.step, self.step, self.budget.elapsed(), {"then": "measured, then its coder's tables fitted"}
+            )
         best = self.early.best if self.early else {}
         model = self.learner.finished(best or self.learner.published())
         ahead = (torch.from_numpy(self.sampler.batch(self.step + number)) for number in range(RESERVOIR_BATCHES))
@@ -192,11 +196,10 @@ class _Training:
         )
 
     def _tables(self, model: VQVAE) -> bytes:
-        """Of the entropy coder, from the series learned from; repeatable where the steps are given."""
+        """Of the entropy coder, from the series learned from; repeatable where there is time for all of its steps."""
         now, left = time.monotonic(), max(1.0, 0.6 * self.budget.left())
-        half, ends = (now + 0.4 * left, now + left) if self.budget.by_clock else (math.inf, None)
-        found = table_samples(model, self.sampler.sources, self.sampler.mappings, self.config.seed, half)
-        return fit_tables(model, found.codes, self.config.seed, deadline=ends, distances=found.distances)
+        found = table_samples(model, self.sampler.sources, self.sampler.mappings, self.config.seed, now + 0.4 * left)
+        return fit_tables(model, found.codes, self.config.seed, deadline=now + left, distances=found.distances)
 
     def _batches(self, stop: threading.Event) -> Iterator[list[Tensor]]:
         """The batches of one step after the other, on the device."""

@@ -120,6 +120,9 @@ def _trained(stage: Stage | Workspace, planned: Plan, seconds: float) -> TrainRe
         if "epoch" in metrics:
             say(f"Epoch [{metrics['epoch']}/{metrics['epochs']}], Loss: {metrics['loss']:.4f}")
             return
+        if "then" in metrics:
+            say(f"train {planned.group}: {step} steps in {elapsed:.0f} s; now it is {metrics['then']}")
+            return
         words = f"step {step}, {metrics.get('psnr') or 0:.1f} dB"
         advance(f"train {planned.group}", min(elapsed, seconds), seconds, "s", words)
 

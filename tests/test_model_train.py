@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_it_learns_saves_and_says_what_it_reached(tmp_path: Path) -> None:
         models=tmp_path / "models",
     )
     assert (result.steps, result.resumed_from, result.held_out_patients) == (150, 0, 0)
+    assert seen[-1][0] == 150 and "tables" in seen[-1][3]["then"]
     assert result.psnr > 18 and 0 < result.codebook_use <= 1 and 0 < result.bits_per_voxel <= 6 / 64
     assert {path.name for path in result.folder.iterdir()} == {
         "model.safetensors", "config.json", "README.md", "metrics.jsonl", "progress.png",
@@ -302,6 +304,21 @@ def test_it_keeps_to_its_seconds(tmp_path: Path) -> None:
     result = train(phantoms(), {}, tiny(), SETTINGS, tmp_path, 8.0)
     assert time.monotonic() - began < 8.0
     assert result.steps > 5
+
+
+def test_tables_keep_to_the_seconds_where_steps_are_given_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    module = sys.modules["model.train"]
+    real = module.fit_tables
+
+    def fitted(*arguments, deadline, **named):
+        asked.append(deadline)
+        return real(*arguments, deadline=deadline, **named)
+
+    monkeypatch.setattr(module, "fit_tables", fitted)
+    before = time.monotonic()
+    train(phantoms(), {}, tiny(steps=5), SETTINGS, tmp_path, 40.0)
+    assert before < asked[0] < before + 40
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
