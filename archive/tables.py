@@ -86,7 +86,7 @@ def from_bytes(data: bytes) -> Tables:
         distances = parts.get("distances")
         if distances is not None and (distances.ndim != 2 or len(distances) != levels):
             raise ValueError("distances of other levels")
-    except (SafetensorError, KeyError, ValueError, IndexError) as error:
+    except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         raise StoreError("DAMAGED", f"a model's tables do not read ({type(error).__name__})") from None
     tables = Tables(hashlib.sha256(data).hexdigest(), parts["priors"], networks, distances, folds)
     return _known.setdefault(tables.name, tables)

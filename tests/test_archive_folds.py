@@ -90,6 +90,9 @@ def test_folds_that_are_not_of_the_levels_are_damage() -> None:
         with pytest.raises(StoreError) as caught:
             tables.from_bytes(tables.to_bytes(good.priors, good.networks, None, wrong))
         assert caught.value.code == "DAMAGED"
+    parts = tables.parse(tables.to_bytes(good.priors, good.networks, None, FOLDS))
+    with pytest.raises(StoreError, match="DAMAGED"):
+        tables.from_bytes(tables.serialise({**parts, "folds": np.array(1, np.int32)}))
 
 
 def by_neighbours(codes, coarser, size, prior, network):
