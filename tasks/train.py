@@ -19,7 +19,7 @@ from model.bundle import check
 from model.config import ModelConfig, intensity_for, preset_for, resolve
 from model.outcome import TrainResult
 from model.train import train
-from tasks.progress import advance, say
+from tasks.progress import advance, logger, say
 from tasks.stage import Stage, recorded
 
 
@@ -121,7 +121,7 @@ def _trained(stage: Stage | Workspace, planned: Plan, seconds: float) -> TrainRe
             say(f"Epoch [{metrics['epoch']}/{metrics['epochs']}], Loss: {metrics['loss']:.4f}")
             return
         if "then" in metrics:
-            say(f"train {planned.group}: {step} steps in {elapsed:.0f} s; now it is {metrics['then']}")
+            logger.info("train %s: %d steps in %.0f s; now it is %s", planned.group, step, elapsed, metrics["then"])
             return
         words = f"step {step}, {metrics.get('psnr') or 0:.1f} dB"
         advance(f"train {planned.group}", min(elapsed, seconds), seconds, "s", words)
