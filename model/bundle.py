@@ -34,7 +34,8 @@ from model.device import pick
 from model.vqvae import VQVAE
 
 CARD = "README.md"
-_LEARNING_ONLY = ("quantizer.counts", "quantizer.sums")  # the moving averages are for going on with training
+# The moving averages are for going on with training.
+_LEARNING_ONLY = ("quantizer.counts", "quantizer.sums", "quantizer.spread")
 
 
 def identify(weights: Mapping[str, Tensor], config: bytes, tables: bytes | None = None) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FILE = "checkpoint.safetensors"
-FORMAT = 2  # 2: losses of the epoch under way; another one is not gone on with
+FORMAT = 3  # 3: the spread of codes without a price; another one is not gone on with
 
 
 @dataclass(frozen=True)

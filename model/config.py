@@ -59,7 +59,10 @@ class ModelConfig(BaseModel):
     start: Literal["data", "random"] = Field(
         "data", description="Codebooks from latents by k-means, or from random numbers, which collapses."
     )
-    revive: bool = Field(True, description="Codes that hardly occur start again from latents.")
+    revive: bool = Field(
+        True,
+        description="Codes that hardly occur start again from latents; without a price, rare ones are favoured.",
+    )
     rate_penalty: float = Field(
         0.0, ge=0, lt=1, description="How much the bits of a code count beside its distance; 0: not at all."
     )

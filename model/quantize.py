@@ -1,10 +1,9 @@
-"""Residual quantization: what all quantizers share, and codebooks by moving averages that revive dead codes."""
+"""Residual quantization: what all quantizers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,6 @@ from model.distributed import agreed, rank, reduced, shared
 from model.gradient import rotated, straight_through
 from model.kmeans import kmeans, nearest
 
-# Shares of the mean use: a code below the first is dead, and gets the second when it is revived. More, or it is dead again
-# before it has learned anything. Codes that have a price should differ in use, and those that learn by gradient take longer
-# than that: of these only what is hardly used is revived.
-EVEN, SPARING = (0.5, 1.5), (0.03, 0.5)
 RARE = 0.01  # of the mean use: what a code that never occurs is priced by
 
 
@@ -87,9 +82,9 @@ class Quantizer(nn.Module):
         self.through: Callable[[Tensor, Tensor], Tensor] = rotated if rotation else straight_through
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("counts", torch.zeros(levels, size))
+        self.register_buffer("spread", torch.zeros(levels))  # mean squared distance of latents to their codes
         self.rate_penalty = rate_penalty
         if rate_penalty:
-            self.register_buffer("spread", torch.zeros(levels))  # mean squared distance of latents to their codes
             self.register_buffer("prices", torch.zeros(levels, size))
 
     @property
@@ -120,7 +115,7 @@ class Quantizer(nn.Module):
 
     def continuous(self, latents: Tensor) -> Tensor:
         """Latents [B, d, *grid] as the decoder would see them if codes were infinitely fine."""
-        return _on_sphere(latents) if self.normalize else latents
+        return on_sphere(latents) if self.normalize else latents
 
     def distance(self, left: Tensor, chosen: Tensor) -> Tensor:
         """What L_quant is the mean of, [N, d]: here with a gradient to the latents alone (commitment)."""
@@ -175,7 +170,7 @@ class Quantizer(nn.Module):
             for level in range(self.levels):
                 if learning:
                     self._prepare(level, left.detach())
-                index = self.search(left.detach(), level)
+                index = self._choose(left.detach(), level) if learning else self.search(left.detach(), level)
                 chosen = self.table(level)[index]
                 if learning:
                     if self.rate_penalty:
@@ -211,7 +206,7 @@ class Quantizer(nn.Module):
         if len(rows) == 0:
             raise InputError("NON_FINITE", "no finite latents to start the codebooks from")
         if self.normalize:
-            rows = _on_sphere(rows)
+            rows = on_sphere(rows)
         elif self.from_data:
             self.centre.copy_(rows.mean(0))
         rows = rows - self.centre
@@ -222,7 +217,7 @@ class Quantizer(nn.Module):
                 centres = torch.randn(self.size, self.dim, generator=generator).to(rows)
                 index = nearest(rows, centres)[0]
             if self.normalize and level == 0:
-                centres = _on_sphere(centres)
+                centres = on_sphere(centres)
                 index = nearest(rows, centres)[0]
             counts = torch.bincount(index, minlength=self.size).float()
             # Scaled to what one batch would give, so that the first batches can move them.
@@ -234,17 +229,25 @@ class Quantizer(nn.Module):
     def _prepare(self, level: int, rows: Tensor) -> None:
         """What is due before the search of a level in training."""
 
+    def _choose(self, rows: Tensor, level: int) -> Tensor:
+        """The codes int64 [N] that centred rows [N, d] learn from in training."""
+        return self.search(rows, level)
+
     def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
         """Take in which codes the centred rows [N, d] of a level chose."""
 
     @torch.no_grad()
     def _price(self, level: int, rest: Tensor) -> None:
         """What each code of a level costs, in squared distance; rest: what the codes leave over, [N, d]."""
+        self._measure(level, rest)
+        often = self.counts[level] + RARE * self.counts[level].mean()
+        self.prices[level] = -self.rate_penalty * self.spread[level] * torch.log2(often / often.sum())
+
+    def _measure(self, level: int, rest: Tensor) -> None:
+        """Take in how far the codes of a level lie from what chose them; rest: what they leave over, [N, d]."""
         total = reduced(torch.stack([rest.square().sum(), rest.new_tensor(float(len(rest)))]))
         mean = total[0] / total[1]
         self.spread[level] = torch.where(self.spread[level] > 0, torch.lerp(self.spread[level], mean, 0.02), mean)
-        often = self.counts[level] + RARE * self.counts[level].mean()
-        self.prices[level] = -self.rate_penalty * self.spread[level] * torch.log2(often / often.sum())
 
     def _used(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """How often each code was chosen, on all ranks together."""
@@ -255,80 +258,6 @@ class Quantizer(nn.Module):
         return shared(rows[torch.randint(len(rows), (count,), device=rows.device)])
 
 
-class ResidualQuantizer(Quantizer):
-    """Codebooks that are moving averages of the latents that chose them (van den Oord 2017, 1711.00937, A.1)."""
-
-    sums: Tensor
-
-    def __init__(
-        self, levels: int, size: int, dim: int, decay: float = 0.98, epsilon: float = 1e-5, **options: Any
-    ) -> None:
-        super().__init__(levels, size, dim, **options)
-        self.decay, self.epsilon = decay, epsilon
-        self.register_buffer("codebooks", torch.zeros(levels, size, dim))
-        self.register_buffer("sums", torch.zeros(levels, size, dim))
-
-    @torch.no_grad()
-    def _start(self, rows: Tensor, generator: torch.Generator | None, rounds: int) -> None:
-        super()._start(rows, generator, rounds)
-        self.sums.copy_(self.codebooks * self.counts[..., None])
-
-    @torch.no_grad()
-    def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
-        sums = reduced(torch.zeros_like(self.sums[level]).index_add_(0, index, rows))
-        used = self._used(index, rows.dtype)
-        self.counts[level].lerp_(used, 1 - self.decay)
-        self.sums[level].lerp_(sums, 1 - self.decay)
-        # The mean of what is really used: that of the counts rises with every code that is revived, without end.
-        mean = used.mean()
-        least, given = SPARING if self.rate_penalty else EVEN
-        dead = self.counts[level] < least * mean
-        if self.revive and dead.any():  # the sums too, else the old average overwrites the code at once (espnet #6284)
-            chosen = self._candidates(rows, int(dead.sum()))
-            self.counts[level][dead] = given * mean
-            self.sums[level][dead] = chosen * given * mean
-        n = self.counts[level].sum()
-        smooth = (self.counts[level] + self.epsilon) / (n + self.size * self.epsilon) * n  # Laplace
-        means = self.sums[level] / smooth[:, None]
-        self.codebooks[level].copy_(_on_sphere(means) if self.normalize and level == 0 else means)
-
-
-class LearnedQuantizer(Quantizer):
-    """Codebooks learned by gradient: L_quant draws latents to codes and codes to latents, as the article writes it.
-
-    Plain VQ-VAE (van den Oord 2017, 1711.00937, equation 3, with beta = 1: the article's one distance).
-    """
-
-    def __init__(self, levels: int, size: int, dim: int, decay: float = 0.98, **options: Any) -> None:
-        super().__init__(levels, size, dim, **options)
-        self.decay = decay
-        self.codebooks = nn.Parameter(torch.zeros(levels, size, dim))
-
-    def table(self, level: int) -> Tensor:
-        """The codes of a level, float32 [K, d], with a gradient to them."""
-        # A copy where autograd keeps it: reviving a code of another level changes the parameter in place.
-        codes = self.codebooks[level].clone() if self.normalize and level == 0 else self.codebooks[level]
-        return _on_sphere(codes) if self.normalize and level == 0 else codes
-
-    def distance(self, left: Tensor, chosen: Tensor) -> Tensor:
-        """Squared distance [N, d] with a gradient to latents and codes alike."""
-        return (left - chosen).square()
-
-    @torch.no_grad()
-    def _prepare(self, level: int, rows: Tensor) -> None:
-        # Before the codes are looked up: autograd does not allow them to change afterwards.
-        mean = reduced(rows.new_tensor(float(len(rows)))) / self.size
-        least, given = SPARING
-        dead = self.counts[level] < least * mean
-        if self.revive and dead.any():
-            self.codebooks[level][dead] = self._candidates(rows, int(dead.sum()))
-            self.counts[level][dead] = given * mean
-
-    @torch.no_grad()
-    def _learn(self, level: int, rows: Tensor, index: Tensor) -> None:
-        self.counts[level].lerp_(self._used(index, rows.dtype), 1 - self.decay)
-
-
-def _on_sphere(rows: Tensor) -> Tensor:
+def on_sphere(rows: Tensor) -> Tensor:
     """Vectors along axis 1 scaled to the length sqrt(d): one unit per dimension in the mean."""
     return F.normalize(rows, dim=1) * rows.shape[1] ** 0.5

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.codebooks import LearnedQuantizer, ResidualQuantizer
 from model.config import ModelConfig
 from model.corrections import Corrections
 from model.fsq import ScalarQuantizer
@@ -28,7 +29,7 @@ from model.layers import (
     reach_back,
 )
 from model.loss import Loss, measure
-from model.quantize import Found, LearnedQuantizer, Quantizer, ResidualQuantizer
+from model.quantize import Found, Quantizer
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["VOXBOOK_KEY"] = "a key for tests that protects nothing"
 os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
 os.environ.pop("PREFECT_API_URL", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests on two cores: more threads wait for each other
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # No Dask and few steps: these tests are about what becomes of series, not about speed or fidelity.

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from archive.errors import InputError
-from model import quantize as module
+from model import codebooks
+from model.codebooks import LearnedQuantizer, ResidualQuantizer
 from model.fsq import ScalarQuantizer
 from model.gradient import rotated, straight_through
 from model.kmeans import kmeans
 from model.metrics import entropy
-from model.quantize import LearnedQuantizer, Quantizer, ResidualQuantizer
+from model.quantize import Quantizer
 
 KINDS = ["ema", "vq", "fsq"]
 CODEBOOKS = ["ema", "vq"]
@@ -132,6 +133,25 @@ def test_codes_without_a_price_are_used_evenly_and_their_counts_stay_bounded() -
     (even, counted), (uneven, _) = trained(0.0), trained(1e-6)
     assert even > 5.6 > uneven + 0.2  # of 6 bits
     assert counted < 2 * 8 * 16 * 16  # a code that is revived raises the sum, not what the next is measured by
+
+
+def test_a_conscience_evens_codes_in_training_and_leaves_the_search_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(conscience: float) -> tuple[float, float]:
+        monkeypatch.setattr(codebooks, "CONSCIENCE", conscience)
+        torch.manual_seed(4)
+        quantizer = quantizer_of("ema", levels=1, size=64, dim=4).train()
+        latents = torch.randn(8, 4, 16, 16) * torch.rand(8, 1, 16, 16) ** 2
+        rows = latents.movedim(1, -1).reshape(-1, 4)
+        quantizer.start(rows)
+        for _ in range(100):
+            quantizer(latents)
+        far = torch.cdist(rows - quantizer.centre, quantizer.table(0)).min(1).values
+        found = quantizer.eval().find(latents)
+        assert torch.allclose(found.squares.flatten().sqrt(), far, atol=1e-4), "nearest, whatever it learned by"
+        return entropy(torch.bincount(found.codes.flatten(), minlength=64).numpy()), float(far.square().mean())
+
+    (even, near), (uneven, nearest) = trained(0.05), trained(0.0)
+    assert even > uneven + 0.03 and near < 1.05 * nearest
 
 
 @pytest.mark.parametrize("kind", CODEBOOKS)
@@ -271,7 +291,8 @@ def test_kmeans_gives_as_many_centres_as_asked(rows: int) -> None:
 
 @pytest.mark.parametrize("kind", CODEBOOKS)
 def test_a_rate_penalty_saves_bits_for_little_distance(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EVEN", module.SPARING)  # the price alone, not what else goes with it
+    monkeypatch.setattr(codebooks, "EVEN", codebooks.SPARING)  # the price alone, not what else goes with it
+    monkeypatch.setattr(codebooks, "CONSCIENCE", 0.0)
 
     def trained(penalty: float) -> tuple[float, float]:
         torch.manual_seed(4)
@@ -299,7 +320,7 @@ def test_prices_follow_use_and_travel_with_the_weights() -> None:
     other = quantizer_of("ema", levels=1, rate_penalty=0.2)
     other.load_state_dict(quantizer.state_dict())
     assert torch.equal(other.eval().encode(latents), quantizer.eval().encode(latents))
-    assert not {"prices", "spread"} & set(quantizer_of("ema").state_dict()), "none where codes have no price"
+    assert "prices" not in quantizer_of("ema").state_dict(), "none where codes have no price"
 
 
 def test_a_learned_codebook_on_a_sphere_revives_codes_of_later_levels() -> None:
