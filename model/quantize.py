@@ -46,7 +46,8 @@ class Quantizer(nn.Module):
     """`levels` codebooks of `size` codes in `dim` dimensions; each codes what the ones before left over.
 
     Lee 2022 (2203.01941). Buffers or parameters: centre [d], codebooks [L, K, d], counts [L, K] (how often each code
-    is used; all zero until started). What a kind of quantizer adds is in `table`, `search`, `distance`, `_learn`.
+    is used; all zero until started), spread [L] (mean squared distance of latents to their codes while they learn). What a
+    kind of quantizer adds is in `table`, `search`, `distance`, `_choose`, `_learn`.
     level_dropout: share of the samples that lose some of their last levels in training, so that every prefix of
     levels decodes. rotation: the gradient of 2410.06424 instead of straight through. normalize: latents and the first
     level's codes lie on a sphere (one unit per dimension in the mean), so that nearest means most alike in direction
@@ -82,7 +83,7 @@ class Quantizer(nn.Module):
         self.through: Callable[[Tensor, Tensor], Tensor] = rotated if rotation else straight_through
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("counts", torch.zeros(levels, size))
-        self.register_buffer("spread", torch.zeros(levels))  # mean squared distance of latents to their codes
+        self.register_buffer("spread", torch.zeros(levels))
         self.rate_penalty = rate_penalty
         if rate_penalty:
             self.register_buffer("prices", torch.zeros(levels, size))

@@ -31,18 +31,18 @@ def script(monkeypatch):
 def test_a_few_kills_lose_nothing():
     """A process of its own: it forks, and pytest's has threads."""
     pytest.importorskip("skimage")
-    command = [sys.executable, str(BENCHMARKS / "crash.py"), "--kills", "2", "--each", "1", "--series", "2"]
+    command = [sys.executable, str(BENCHMARKS / "crash.py"), "--kills", "3", "--each", "1", "--series", "2"]
     done = subprocess.run(
-        [*command, "--no-server", "--no-workers", "--points", "commit.renamed", "train.published"],
+        [*command, "--no-server", "--no-workers", "--points", "commit.renamed", "train.published", "bundle.moved"],
         capture_output=True, text=True, timeout=600, check=False, cwd=HOME, env=open_path(),
     )  # fmt: skip
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     wrong = {name: found[name] for name in ("lost", "unreadable", "absent", "encoded_twice", "orphan_bytes", "stuck")}
     assert not any(wrong.values()), found["words"]
-    assert found["random_kills"]["flow"] == 2
-    assert found["kills_at_points"] == {"commit.renamed": 1, "train.published": 1}
-    assert found["acknowledged"] >= 4 and found["checks"] == 3
+    assert found["random_kills"]["flow"] == 3
+    assert found["kills_at_points"] == {"commit.renamed": 1, "train.published": 1, "bundle.moved": 1}
+    assert found["acknowledged"] >= 6 and found["checks"] == 4
 
 
 def test_the_checks_see_what_must_not_be(script, tmp_path):

@@ -91,7 +91,9 @@ def test_a_run_through_the_form_is_watched_to_its_end_and_its_artifacts_open(up,
     assert "exact: fp32, repeatable to the bit" in form and 'Property is type "None"' not in form
     question = page.locator(".p-label.schema-form-property").filter(has_text="One group (ct")
     question.locator("textarea").fill("ct")
-    run = _submitted(up, page, deployed)
+    _submit(page)
+    (run,) = _ask(up, "/flow_runs/filter", {"deployments": {"id": {"any_": [deployed]}}})
+    run = run["id"]
     page.goto(f"{up.ui}/runs/flow-run/{run}")
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=PATIENCE_S * 1000)
     assert page.get_by_role("heading", name="encode archive, ct").or_(page.get_by_text("encode archive, ct")).count()
@@ -185,17 +187,16 @@ def _deployment(up: Up, name: str) -> str:
     return _wait(served, "the deployments are not served")[0]
 
 
-def _submitted(up: Up, page: Any, deployed: str) -> str:
-    """The id of the run that the page's form asks for; a press while the form still lays itself out goes nowhere."""
-    of_it = {"deployments": {"id": {"any_": [deployed]}}}
-    for half_second in range(80):
-        if half_second % 20 == 0:
+def _submit(page: Any) -> None:
+    """Press Submit until the page says what it did: a press while the form still lays itself out goes nowhere."""
+    said = page.get_by_text("scheduled to start now").first
+    for quarter in range(160):
+        if quarter % 40 == 0:
             page.get_by_role("button", name="Submit").click()
-        page.wait_for_timeout(500)  # the page's requests go on only while it is asked
-        if runs := _ask(up, "/flow_runs/filter", of_it):
-            break
-    assert len(runs) == 1, page.inner_text("body")
-    return runs[0]["id"]
+        page.wait_for_timeout(250)  # the page's requests go on only while it is asked
+        if said.count():
+            return
+    said.wait_for()
 
 
 def _start(up: Up, name: str, parameters: dict) -> str:

@@ -320,7 +320,11 @@ def test_prices_follow_use_and_travel_with_the_weights() -> None:
     other = quantizer_of("ema", levels=1, rate_penalty=0.2)
     other.load_state_dict(quantizer.state_dict())
     assert torch.equal(other.eval().encode(latents), quantizer.eval().encode(latents))
-    assert "prices" not in quantizer_of("ema").state_dict(), "none where codes have no price"
+    plain = quantizer_of("ema").train()
+    plain.start(latents.movedim(1, -1).flatten(0, -2))
+    assert "prices" not in plain.state_dict(), "none where codes have no price"
+    plain(latents)
+    assert plain.state_dict()["spread"].min() > 0, "what a resumed run measures common codes by"
 
 
 def test_a_learned_codebook_on_a_sphere_revives_codes_of_later_levels() -> None:
