@@ -216,14 +216,21 @@ def _point(data: dict[str, Any]) -> Point:
 
 def report(found: dict[str, Any]) -> str:
     """Markdown: at our points, at fixed rates, and each series."""
-    parts = [table(rows, list(rows[0])) for rows in (found["at_our_points"], found["at_rates"]) if rows]
-    each = [{"series": one["series"], "slices": one["slices"], **point,
+    ours = [{**row, "model": _named(found, row["model"])} for row in found["at_our_points"]]
+    parts = [table(rows, list(rows[0])) for rows in (ours, found["at_rates"]) if rows]
+    each = [{"series": one["series"], "slices": one["slices"], **point, "model": _named(found, point["model"]),
              **{f"{codec}: {figure}": _figure(one, codec, point["bits"], figure)
                 for codec in one["codecs"] for figure in ("psnr", "ssim")}}
             for one in found["series"] for point in one[OURS]]  # fmt: skip
     if each:
         parts.append(table(each, [column for column in each[0] if column != "setting"]))
     return "\n\n".join(parts)
+
+
+def _named(found: dict[str, Any], number: int) -> str:
+    model = found["models"][number]
+    step = model["correction_step"]
+    return model["preset"] if step is None else f"{model['preset']}, step {step:g}"
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -236,7 +243,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     shown = [one for one in found["series"] if one["codecs"]][:6]
     if not shown:
         return
-    figure, axes = pyplot.subplots(len(shown), 2, figsize=(11, 3.4 * len(shown)), squeeze=False)
+    figure, axes = pyplot.subplots(
+        len(shown), 2, figsize=(11, 0.8 + 3.4 * len(shown)), squeeze=False, layout="constrained"
+    )
     for row, one in zip(axes, shown, strict=True):
         for panel, measure in zip(row, ("psnr", "ssim"), strict=True):
             for number, codec in enumerate(sorted(one["codecs"])):
@@ -245,13 +254,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 panel.plot(rates, [float("nan") if v is None else v for v in values], color=f"C{number}", label=codec)
             for model in sorted({point["model"] for point in one[OURS]}):
                 mine = [point for point in one[OURS] if point["model"] == model and point[measure] is not None]
-                preset = found["models"][model]["preset"]
-                panel.plot([p["bits"] for p in mine], [p[measure] for p in mine], "k.-", alpha=1 / (1 + 0.5 * model),
-                           label=f"{OURS}, {preset}")  # fmt: skip
+                panel.plot([p["bits"] for p in mine], [p[measure] for p in mine], ".-",
+                           color=f"C{model + 2}" if model else "k", label=f"{OURS}, {_named(found, model)}")  # fmt: skip
             panel.set(xscale="log", xlabel="bits per voxel", ylabel=measure.upper(), title=one["series"])
             panel.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
